@@ -1,0 +1,69 @@
+"""Who calls: the project that a call belongs to, and what its key may do.
+
+A call belongs to exactly one project, taken from its API key and never from the request (P6). The boundary sets it,
+services read it by `caller()`.
+"""
+
+from __future__ import annotations
+
+import enum
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+
+
+class IdentifierType(enum.StrEnum):
+    """What names a person in a project; chosen when it is made, and for good (P1)."""
+
+    EMAIL = "EMAIL"
+    USER_ID = "USER_ID"
+    HYBRID = "HYBRID"
+
+
+class Region(enum.StrEnum):
+    """Where a project's data is to be kept."""
+
+    US = "US"
+    EU = "EU"
+
+
+class Scope(enum.StrEnum):
+    """What a key may do."""
+
+    READ = "READ"
+    WRITE = "WRITE"
+    ADMIN = "ADMIN"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project and its settings."""
+
+    project_id: str
+    identifier_type: IdentifierType
+    region: Region
+    event_merging_enabled: bool
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The project and the key of one call."""
+
+    project: Project
+    key_id: str
+    scopes: frozenset[Scope]
+
+
+_caller: ContextVar[Caller] = ContextVar("onefold_caller")
+
+
+def caller() -> Caller:
+    """The caller of the call being served. LookupError outside of one."""
+    return _caller.get()
+
+
+def set_caller(value: Caller) -> None:
+    """Notes who calls, for the rest of this call's task."""
+    _caller.set(value)

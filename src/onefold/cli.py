@@ -1,0 +1,225 @@
+"""The command line. Each command imports what it needs when it runs, so that --help costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from onefold.config import Settings
+
+T = TypeVar("T")
+
+_TYPES = click.Choice(["EMAIL", "USER_ID", "HYBRID"], case_sensitive=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="onefold")
+def main() -> None:
+    """onefold keeps one true profile per person."""
+
+
+@main.command()
+@click.option("--port", default=50051, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port.")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Default: a per-user data folder.")
+@click.option("--ephemeral", is_flag=True, help="Keep nothing: a private folder, removed at the end.")
+@click.option("--project", default="default", show_default=True, help="The project to make.")
+@click.option("--project-type", type=_TYPES, default="HYBRID", show_default=True, help="What names a person in it.")
+@click.option("--api-key", envvar="ONEFOLD_DEV_API_KEY", help="The key to accept. Default: one made once and kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line when ready.")
+def dev(
+    port: int,
+    data_dir: Path | None,
+    ephemeral: bool,
+    project: str,
+    project_type: str,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    """Run the whole service here: PostgreSQL, Valkey, server and worker."""
+    from onefold.dev import DevOptions, run_dev
+
+    options = DevOptions(
+        port=port,
+        data_dir=data_dir,
+        ephemeral=ephemeral,
+        json=as_json,
+        project=project,
+        project_type=project_type.upper(),
+        api_key=api_key,
+    )
+    sys.exit(_plainly(lambda: run_dev(options)))
+
+
+@main.command()
+@click.option("--host", help="Address to listen on. Default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: 50051; 0 takes any free port.")
+@click.option("--ready-fd", type=int, hidden=True)
+def serve(host: str | None, port: int | None, ready_fd: int | None) -> None:
+    """Run the gRPC server."""
+    from onefold.logs import configure
+    from onefold.server import serve as run
+
+    configure()
+    settings = _settings(host=host, port=port)
+
+    def on_ready(address: str) -> None:
+        _say_ready(ready_fd, f"ready {address}")
+
+    _run(lambda: run(settings, on_ready=on_ready))
+
+
+@main.command()
+@click.option("--ready-fd", type=int, hidden=True)
+def work(ready_fd: int | None) -> None:
+    """Run a worker."""
+    from onefold.logs import configure
+    from onefold.worker import work as run
+
+    configure()
+    settings = _settings()
+    _run(lambda: run(settings, on_ready=lambda: _say_ready(ready_fd, "ready")))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+    from onefold.db.migrate import migrate as run
+
+    applied = _run(lambda: run(_settings().database_url))
+    click.echo("\n".join(f"applied {name}" for name in applied) or "up to date")
+
+
+@main.group()
+def project() -> None:
+    """Projects."""
+
+
+@project.command("create")
+@click.argument("project_id")
+@click.option("--type", "project_type", type=_TYPES, required=True, help="What names a person in it; for good.")
+@click.option("--region", type=click.Choice(["US", "EU"], case_sensitive=False), default="US", show_default=True)
+def project_create(project_id: str, project_type: str, region: str) -> None:
+    """Make a project; prints its first key, which holds every scope."""
+    from onefold.callers import IdentifierType, Region
+    from onefold.projects.bootstrap import create_project
+
+    click.echo(
+        _with_database(
+            lambda database: create_project(
+                database, project_id, IdentifierType(project_type.upper()), Region(region.upper())
+            )
+        )
+    )
+
+
+@main.group()
+def key() -> None:
+    """API keys."""
+
+
+@key.command("create")
+@click.argument("project_id")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["READ", "WRITE", "ADMIN"], case_sensitive=False),
+    default=["READ", "WRITE"],
+    show_default=True,
+    help="May be given several times.",
+)
+@click.option("--name", default="", help="What the key is for.")
+def key_create(project_id: str, scopes: tuple[str, ...], name: str) -> None:
+    """Make a key of a project; prints it."""
+    from onefold.callers import Scope
+    from onefold.projects.bootstrap import create_key
+
+    wanted = frozenset(Scope(scope.upper()) for scope in scopes)
+    click.echo(_with_database(lambda database: create_key(database, project_id, wanted, name)))
+
+
+@main.command()
+@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of a server.")
+@click.option("--timeout", "seconds", default=3.0, show_default=True, help="Seconds to wait.")
+def health(target: str, seconds: float) -> None:
+    """Ask a server whether it serves; exit status 0 if it does."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+        except grpc.RpcError as error:
+            _fail(f"{target} does not answer: {error.code().name}")  # type: ignore[attr-defined]  # it is a Call too
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(status)
+    sys.exit(0 if status == "SERVING" else 1)
+
+
+def _settings(**flags: object) -> Settings:
+    from pydantic import ValidationError
+
+    from onefold.config import Settings
+
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"ONEFOLD_{str(problem['loc'][0]).upper()}: {problem['msg'].lower()}" for problem in error.errors()
+        )
+        _fail(problems)
+
+
+def _with_database(action: Callable[[Any], Coroutine[Any, Any, str]]) -> str:
+    from onefold.db.pool import Database
+
+    async def act() -> str:
+        database = await Database.connect(_settings().database_url, connections=2)
+        try:
+            return await action(database)
+        finally:
+            await database.close()
+
+    return _run(act)
+
+
+def _run(main_function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    import uvloop
+
+    def act() -> T:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main_function())
+
+    return _plainly(act)
+
+
+def _plainly(act: Callable[[], T]) -> T:
+    """Runs a command; what goes wrong is one line on stderr and exit status 1, without a traceback."""
+    from onefold.errors import OnefoldError
+
+    try:
+        return act()
+    except OnefoldError as error:
+        details = "; ".join(f"{violation.field} {violation.description}" for violation in error.violations)
+        _fail(details or error.message)
+
+
+def _say_ready(ready_fd: int | None, line: str) -> None:
+    if ready_fd is None:
+        click.echo(line, err=True)
+        return
+    # The parent waits for this line on a pipe of its own: logs cannot get into it.
+    with os.fdopen(ready_fd, "w") as pipe:
+        pipe.write(line + "\n")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"onefold: {message}", err=True)
+    sys.exit(1)

@@ -1,0 +1,27 @@
+"""Every setting and its default: a flag of the command, else ONEFOLD_* in the environment, else what stands here."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the server and the worker need to know. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="ONEFOLD_", extra="ignore")
+
+    database_url: str = Field(description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.")
+    redis_url: str = Field(description="Redis or Valkey, as redis://HOST:PORT/0, rediss://... or unix:///PATH.")
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    server_connections: int = Field(default=10, ge=2, le=100, description="PostgreSQL connections of one server.")
+    worker_connections: int = Field(default=6, ge=2, le=100, description="PostgreSQL connections of one worker.")
+    worker_jobs: int = Field(default=4, ge=1, le=64, description="Intents that one worker works on at a time.")
+    acquire_seconds: float = Field(default=2.0, gt=0, le=30, description="How long a call waits for a connection.")
+    concurrent_calls: int = Field(default=2_000, ge=1, description="Calls a server has in hand; more are refused.")
+    drain_seconds: float = Field(default=10.0, ge=0, le=300, description="How long running calls may take at a stop.")
+    sweep_seconds: float = Field(
+        default=5.0, gt=0, le=10, description="How often a worker looks for forgotten intents."
+    )
+    retention_seconds: float = Field(default=600.0, gt=0, description="How often a worker drops what is over.")

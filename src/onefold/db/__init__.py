@@ -1,0 +1,1 @@
+"""PostgreSQL: the pool, the statements in .sql files, the migrations."""

@@ -1,0 +1,68 @@
+"""What a registration and a disable do to a profile's copy of a device. Pure.
+
+Registrations and disables of one token are numbered in the order of their commits. A copy is reachable if it was enabled
+by an operation that no disable of the token, finished or not, came after.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from onefold.errors import OnefoldError, Reason, exhausted
+from onefold.identity.rules import Outcome, updated_fields
+from onefold.limits import DEVICES_PER_PROFILE
+
+
+class Platform(enum.IntEnum):
+    """Who delivers; the numbers are those in the protos and in the table."""
+
+    APNS = 1
+    APNS_SANDBOX = 2
+    FCM = 3
+    WEB = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A device as a request tells it, checked."""
+
+    token: str
+    platform: Platform
+    application_name: str
+    data_fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A profile's copy as reads see it: with the open disables of its token applied."""
+
+    platform: Platform
+    application_name: str
+    data_fields: str
+    endpoint_enabled: bool
+
+
+def register(stored: Copy | None, registration: Registration, held_count: int) -> tuple[Copy, Outcome]:
+    """The copy after a registration, and what that did to it (D1). Data fields are merged, top-level key by key.
+
+    `held_count` is how many devices of the sort the profile has. Raises DEVICE_LIMIT (D6) or DATA_FIELDS_LIMIT.
+    """
+    if stored is None:
+        if held_count >= DEVICES_PER_PROFILE:
+            raise device_limit()
+        fields = updated_fields("{}", registration.data_fields, nested=False) or "{}"
+        return Copy(registration.platform, registration.application_name, fields, True), Outcome.CREATED
+    fields = updated_fields(stored.data_fields, registration.data_fields, nested=False) or stored.data_fields
+    after = Copy(registration.platform, registration.application_name, fields, True)
+    return after, Outcome.UNCHANGED if after == stored else Outcome.UPDATED
+
+
+def device_limit() -> OnefoldError:
+    """The profile has as many devices as it may have."""
+    return exhausted(
+        Reason.DEVICE_LIMIT,
+        f"The profile has {DEVICES_PER_PROFILE} devices already, which is as many as it may have.",
+        limit=str(DEVICES_PER_PROFILE),
+    )

@@ -1,0 +1,301 @@
+"""DevicesService: reads the request, owns the transaction, writes the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import grpc
+import orjson
+
+from onefold.callers import Project, caller
+from onefold.db.pool import Database
+from onefold.db.queries import Connection
+from onefold.devices import store
+from onefold.devices.rules import Platform, Registration, register
+from onefold.errors import OnefoldError, Reason, not_found
+from onefold.identity.messages import (
+    read_data_format,
+    read_identifiers,
+    to_identifiers,
+    to_outcome,
+    to_profile_write,
+)
+from onefold.identity.people import find_profile_id, write_profile
+from onefold.identity.rules import Call, Outcome, SignupSource
+from onefold.intents import store as intents
+from onefold.intents.doorbell import Doorbell
+from onefold.intents.rules import IntentKind
+from onefold.intents.store import Intent
+from onefold.limits import DEVICE_FIELDS_BYTES, NAME_BYTES, PAGE_DATA_BYTES, TOKEN_BYTES
+from onefold.rpc.checks import Checker, to_timestamp
+from onefold.rpc.paging import make_token, page_size, read_token
+from onefold.rpc.payload import read_json, read_struct, write_struct
+from onefold.rpc.replay import write_once
+from onefold.v1 import device_pb2, devices_service_pb2, devices_service_pb2_grpc, profile_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_FIRST_PROFILE = UUID(int=0)
+
+
+class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
+    """Keeps the devices of every profile."""
+
+    def __init__(self, database: Database, doorbell: Doorbell) -> None:
+        self._database = database
+        self._doorbell = doorbell
+
+    async def RegisterDevice(
+        self, request: devices_service_pb2.RegisterDeviceRequest, context: Context
+    ) -> devices_service_pb2.RegisterDeviceResponse:
+        """Registers a device for a profile."""
+        project = caller().project
+        checker = Checker()
+        named = read_identifiers(checker, project, request.identifiers, long_user_id=request.prefer_user_id)
+        registration = _read_device(checker, request.device)
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+        call = Call(
+            SignupSource.DEVICE,
+            prefer_user_id=request.prefer_user_id,
+            update_existing_only=request.update_existing_only,
+        )
+
+        async def work(connection: Connection) -> devices_service_pb2.RegisterDeviceResponse:
+            # The profile's row is locked first, so the count below cannot change before the commit.
+            written = await write_profile(connection, project, named, call)
+            outcome = Outcome.SKIPPED
+            if written.person is not None and written.person.profile_id is not None:
+                outcome = await _register(connection, project, written.person.profile_id, registration)
+            return devices_service_pb2.RegisterDeviceResponse(
+                profile=to_profile_write(written), device_outcome=to_outcome(outcome)
+            )
+
+        answer, _ = await write_once(
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            devices_service_pb2.RegisterDeviceResponse,
+            work,
+        )
+        return answer
+
+    async def DisableDevice(
+        self, request: devices_service_pb2.DisableDeviceRequest, context: Context
+    ) -> devices_service_pb2.DisableDeviceResponse:
+        """Switches a device off, for one profile or for all that hold it."""
+        project = caller().project
+        checker = Checker()
+        token = _read_token(checker, "token", request.token)
+        named = (
+            read_identifiers(checker, project, request.identifiers, long_user_id=True)
+            if request.HasField("identifiers")
+            else None
+        )
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> devices_service_pb2.DisableDeviceResponse:
+            if named is None:
+                return await _disable_everywhere(connection, project, token)
+            profile_id = await find_profile_id(connection, project, named)
+            return await _disable_one(connection, project, profile_id, token)
+
+        answer, replayed = await write_once(
+            self._database, project.project_id, request, request_id, devices_service_pb2.DisableDeviceResponse, work
+        )
+        if answer.HasField("disable") and not replayed:
+            self._doorbell.ring(_intent(project, UUID(answer.disable.disable_id)))
+        return answer
+
+    async def GetDisable(
+        self, request: devices_service_pb2.GetDisableRequest, context: Context
+    ) -> devices_service_pb2.GetDisableResponse:
+        """Tells how far a disable's work is."""
+        project = caller().project
+        checker = Checker()
+        disable_id = checker.uuid("disable_id", request.disable_id)
+        checker.raise_if_wrong()
+
+        async def find(connection: Connection) -> tuple[store.DisableRow | None, bool]:
+            row = await store.find_disable(connection, project.project_id, disable_id)
+            return row, await intents.is_stuck(connection, project.project_id, disable_id)
+
+        row, stuck = await self._database.read(find, snapshot=True)
+        if row is None:
+            raise not_found(Reason.DISABLE_NOT_FOUND, "No disable has this id.")
+        return devices_service_pb2.GetDisableResponse(disable=_to_disable(row, stuck=stuck))
+
+    async def ListDevices(
+        self, request: devices_service_pb2.ListDevicesRequest, context: Context
+    ) -> devices_service_pb2.ListDevicesResponse:
+        """Lists a page of a profile's devices."""
+        project = caller().project
+        checker = Checker()
+        as_json = read_data_format(checker, request.data_format)
+        count = page_size(checker, request.page_size)
+        by_id = request.WhichOneof("person") == "profile_id"
+        asked_id = checker.uuid("profile_id", request.profile_id) if by_id else None
+        named = None if by_id else read_identifiers(checker, project, request.identifiers, long_user_id=True)
+        checker.raise_if_wrong()
+        [after] = read_token(request, request.page_token, (str,)) or [""]
+
+        async def list_page(connection: Connection) -> list[store.DeviceRow]:
+            profile_id = await find_profile_id(connection, project, named, asked_id)
+            return await store.list_devices(connection, project.project_id, profile_id, after, count + 1)
+
+        rows = await self._database.read(list_page, snapshot=True)
+        answer = devices_service_pb2.ListDevicesResponse()
+        end = _page_end(rows, count)
+        for row in rows[:end]:
+            answer.devices.append(_to_device(row, as_json=as_json))
+        if end < len(rows):
+            answer.next_page_token = make_token(request, [rows[end - 1].token])
+        return answer
+
+    async def ListTokenHolders(
+        self, request: devices_service_pb2.ListTokenHoldersRequest, context: Context
+    ) -> devices_service_pb2.ListTokenHoldersResponse:
+        """Lists a page of the profiles that hold a token."""
+        project = caller().project
+        checker = Checker()
+        as_json = read_data_format(checker, request.data_format)
+        count = page_size(checker, request.page_size)
+        token = _read_token(checker, "token", request.token)
+        checker.raise_if_wrong()
+        key = read_token(request, request.page_token, (str,))
+        after = UUID(key[0]) if key else _FIRST_PROFILE
+        rows = await self._database.read(
+            lambda connection: store.list_token_holders(connection, project.project_id, token, after, count + 1)
+        )
+        answer = devices_service_pb2.ListTokenHoldersResponse()
+        end = _page_end([row.device for row in rows], count)
+        for row in rows[:end]:
+            answer.holders.add(
+                identifiers=to_identifiers(row.email, row.user_id), device=_to_device(row.device, as_json=as_json)
+            )
+        if end < len(rows):
+            answer.next_page_token = make_token(request, [str(rows[end - 1].device.profile_id)])
+        return answer
+
+
+async def _register(connection: Connection, project: Project, profile_id: UUID, registration: Registration) -> Outcome:
+    await store.lock_token(connection, project.project_id, registration.token, shared=True)
+    stored = await store.find_copy(connection, project.project_id, profile_id, registration.token)
+    held = 0
+    if stored is None:
+        browser = registration.platform is Platform.WEB
+        held = await store.count_devices(connection, project.project_id, profile_id, browser=browser)
+    copy, outcome = register(stored, registration, held)
+    if outcome is not Outcome.UNCHANGED:
+        await store.put_copy(connection, project.project_id, profile_id, registration.token, copy)
+    return outcome
+
+
+async def _disable_one(
+    connection: Connection, project: Project, profile_id: UUID, token: str
+) -> devices_service_pb2.DisableDeviceResponse:
+    await store.lock_token(connection, project.project_id, token, shared=True)
+    stored = await store.find_copy(connection, project.project_id, profile_id, token)
+    if stored is None:
+        raise _device_not_found()
+    if not stored.endpoint_enabled:
+        return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UNCHANGED)
+    await store.disable_copy(connection, project.project_id, profile_id, token)
+    return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UPDATED)
+
+
+async def _disable_everywhere(
+    connection: Connection, project: Project, token: str
+) -> devices_service_pb2.DisableDeviceResponse:
+    await store.lock_token(connection, project.project_id, token, shared=False)
+    if not await store.token_is_held(connection, project.project_id, token):
+        raise _device_not_found()
+    row = await store.add_disable(connection, project.project_id, token)
+    await intents.add(connection, _intent(project, row.disable_id))
+    return devices_service_pb2.DisableDeviceResponse(
+        outcome=profile_pb2.WRITE_OUTCOME_UPDATED, disable=_to_disable(row, stuck=False)
+    )
+
+
+def _intent(project: Project, disable_id: UUID) -> Intent:
+    return Intent(project.project_id, disable_id, IntentKind.DISABLE)
+
+
+def _device_not_found() -> OnefoldError:
+    return not_found(Reason.DEVICE_NOT_FOUND, "The token is not registered there.")
+
+
+def _read_token(checker: Checker, field: str, token: str) -> str:
+    checker.text(field, token, required=True, max_bytes=TOKEN_BYTES)
+    if token and (not token.isascii() or " " in token):
+        checker.refuse(field, "must be ASCII without spaces")
+    return token
+
+
+def _read_device(checker: Checker, device: device_pb2.NewDevice) -> Registration:
+    token = _read_token(checker, "device.token", device.token)
+    known = list(Platform)
+    if device.platform == device_pb2.PLATFORM_UNSPECIFIED:
+        checker.refuse("device.platform", "is required")
+    else:
+        checker.one_of("device.platform", device.platform, known)
+    application_name = checker.text(
+        "device.application_name", device.application_name, required=True, max_bytes=NAME_BYTES
+    )
+    fields: dict[str, Any] = {}
+    match device.WhichOneof("fields"):
+        case "data_fields":
+            fields = read_struct(checker, "device.data_fields", device.data_fields, max_bytes=DEVICE_FIELDS_BYTES).value
+        case "data_fields_json":
+            fields = read_json(
+                checker, "device.data_fields_json", device.data_fields_json, max_bytes=DEVICE_FIELDS_BYTES
+            ).value
+    platform = Platform(device.platform) if device.platform in known else Platform.APNS
+    return Registration(token, platform, application_name, fields)
+
+
+def _page_end(rows: list[store.DeviceRow], count: int) -> int:
+    """How many of the rows make a page: at most `count`, and no more than 3 MiB of data fields (but at least one row)."""
+    data_bytes = 0
+    for index, row in enumerate(rows):
+        data_bytes += len(row.data_fields)
+        if index == count or (index and data_bytes > PAGE_DATA_BYTES):
+            return index
+    return len(rows)
+
+
+def _to_device(row: store.DeviceRow, *, as_json: bool) -> device_pb2.Device:
+    answer = device_pb2.Device(
+        token=row.token,
+        platform=device_pb2.Platform.ValueType(row.platform),
+        application_name=row.application_name,
+        endpoint_enabled=row.endpoint_enabled,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+        profile_id=str(row.profile_id),
+    )
+    if as_json:
+        answer.data_fields_json = row.data_fields
+    else:
+        write_struct(answer.data_fields, orjson.loads(row.data_fields))
+        answer.data_fields.SetInParent()
+    return answer
+
+
+def _to_disable(row: store.DisableRow, *, stuck: bool) -> device_pb2.Disable:
+    state = device_pb2.DISABLE_STATE_RUNNING
+    if row.finish_time is not None:
+        state = device_pb2.DISABLE_STATE_DONE
+    elif stuck:
+        state = device_pb2.DISABLE_STATE_STUCK
+    return device_pb2.Disable(
+        disable_id=str(row.disable_id),
+        token=row.token,
+        state=state,
+        disabled_count=row.disabled_count,
+        create_time=to_timestamp(row.create_time),
+        finish_time=to_timestamp(row.finish_time) if row.finish_time else None,
+    )

@@ -1,0 +1,211 @@
+"""Taking events in: the whole of Track and BatchTrack below the messages.
+
+A batch costs a fixed number of statements, whatever its size: one look-up of everybody it names, one that claims event
+ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request, so
+that a batch does what its events would have done one by one; an item that is refused leaves no trace.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
+
+from onefold.callers import Project
+from onefold.clock import to_microseconds
+from onefold.db.queries import Connection
+from onefold.errors import OnefoldError, Reason, already_exists
+from onefold.events import store
+from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
+from onefold.identity import store as identity
+from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of one event. profile_outcome is None for an event without identifiers."""
+
+    event_id: str
+    receive_time: datetime
+    duplicate: bool
+    profile_outcome: Outcome | None
+    profile_id: UUID | None
+
+
+Result: TypeAlias = "Accepted | OnefoldError"
+
+
+@dataclass(slots=True)
+class _Item:
+    """One event on its way: where it stands in the request, and to whom it goes."""
+
+    position: int
+    arrival: Arrival
+    body_hash: bytes | None
+    person: Person | None = None
+    profile_outcome: Outcome | None = None
+    link: identity.LinkRow | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The results so far, by position, and the rows to store."""
+
+    results: dict[int, Result] = field(default_factory=dict)
+    rows: list[EventRow] = field(default_factory=list)
+
+
+async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
+    """Stores events; returns one result for each, in order.
+
+    Raises LostRaceError, and what PostgreSQL raises; anything that is wrong with one event is its own result.
+    """
+    batch = _Batch()
+    waiting = [
+        _Item(position, arrival, arrival.body_hash() if arrival.event_id is not None else None)
+        for position, arrival in enumerate(arrivals)
+    ]
+    while waiting:
+        # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
+        # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
+        waiting = await _round(connection, project, batch, waiting)
+    await store.insert(connection, project.project_id, batch.rows)
+    return [batch.results[position] for position in range(len(arrivals))]
+
+
+async def _round(connection: Connection, project: Project, batch: _Batch, items: list[_Item]) -> list[_Item]:
+    """Decides as many items as it can and writes the people they make; returns those that must wait."""
+    found = await identity.find(connection, project, _wanted(project, items))
+    timely = []
+    for item in items:
+        error = check_time(item.arrival, found.now)
+        if error is None:
+            timely.append(item)
+        else:
+            batch.results[item.position] = error
+    fresh, waiting = await _claim_ids(connection, project, batch, timely)
+
+    placed: list[_Item] = []
+    unused: list[_Item] = []
+    for index, item in enumerate(fresh):
+        try:
+            stored = _place(project, found, item)
+        except VacatedError:
+            unused += fresh[index:]
+            waiting = sorted(waiting + fresh[index:], key=lambda later: later.position)
+            break
+        except OnefoldError as error:
+            batch.results[item.position] = error
+            unused.append(item)
+            continue
+        if stored:
+            placed.append(item)
+        else:
+            batch.results[item.position] = Accepted("", found.now, False, Outcome.SKIPPED, None)
+            unused.append(item)
+
+    await identity.write_people(connection, project, found.directory)
+    # An id is used up by a stored event only.
+    await store.release_event_ids(
+        connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
+    )
+    for item in placed:
+        row = _row(item, found.now)
+        batch.rows.append(row)
+        batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
+    return waiting
+
+
+def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, str]]:
+    wanted: list[tuple[IdentifierKind, str]] = []
+    for item in items:
+        arrival = item.arrival
+        if arrival.named is not None:
+            wanted += wanted_identifiers(
+                project.identifier_type,
+                arrival.named,
+                prefer_user_id=call_of(project.identifier_type, arrival).prefer_user_id,
+            )
+        elif arrival.anonymous_id is not None:
+            wanted.append((IdentifierKind.ANONYMOUS_ID, arrival.anonymous_id))
+    return wanted
+
+
+async def _claim_ids(
+    connection: Connection, project: Project, batch: _Batch, items: list[_Item]
+) -> tuple[list[_Item], list[_Item]]:
+    """Claims the event ids that callers gave. Returns the items whose id is theirs, and those whose id another item of
+    this round has just claimed; an item whose id was taken before gets its result (E3)."""
+    hashes: dict[str, bytes] = {}
+    for item in items:
+        if item.arrival.event_id is not None and item.body_hash is not None:
+            hashes.setdefault(item.arrival.event_id, item.body_hash)
+    taken = await store.claim_event_ids(connection, project.project_id, hashes) if hashes else {}
+    fresh, waiting = [], []
+    claimed: set[str] = set()
+    for item in items:
+        event_id = item.arrival.event_id
+        if event_id is None:
+            fresh.append(item)
+        elif event_id in taken:
+            batch.results[item.position] = _known(item, event_id, taken[event_id])
+        elif event_id in claimed:
+            waiting.append(item)
+        else:
+            claimed.add(event_id)
+            fresh.append(item)
+    return fresh, waiting
+
+
+def _known(item: _Item, event_id: str, known: store.KnownEventId) -> Result:
+    if known.body_hash != item.body_hash:
+        return already_exists(
+            Reason.EVENT_ID_REUSED, "The event_id was used for an event with another body.", event_id=event_id
+        )
+    outcome = Outcome.UNCHANGED if item.arrival.named is not None else None
+    return Accepted(event_id, known.receive_time, True, outcome, None)
+
+
+def _place(project: Project, found: identity.Found, item: _Item) -> bool:
+    """Works out to whom an event goes; False if it is to be skipped. Raises the error of an item that is refused."""
+    arrival = item.arrival
+    if arrival.named is not None:
+        placement = found.directory.place(arrival.named, call_of(project.identifier_type, arrival))
+        item.person, item.profile_outcome = placement.person, placement.outcome
+        return placement.person is not None
+    link = found.links.get(arrival.anonymous_id or "")
+    if link is not None and is_associated(found.now, link.grace_end_time):
+        # Within the grace the event goes straight to the person, so nobody has to move it later.
+        item.link = link
+    return True
+
+
+def _row(item: _Item, now: datetime) -> EventRow:
+    arrival = item.arrival
+    profile_id = item.person.profile_id if item.person is not None else None
+    if item.link is not None:
+        profile_id = item.link.profile_id
+    return EventRow(
+        profile_id,
+        arrival.anonymous_id,
+        item.link.merge_id if item.link is not None else None,
+        arrival.event_time or now,
+        arrival.event_id or event_id_at(now, item.position),
+        arrival.kind,
+        arrival.name,
+        arrival.payload.text,
+    )
+
+
+def event_id_at(now: datetime, position: int) -> str:
+    """A UUIDv7 (RFC 9562, 5.7) for the event at a position of a batch accepted at `now`.
+
+    Its milliseconds are the database's, and the 12 bits after them count the position, so that the events of a batch
+    that happened at one moment keep their order.
+    """
+    milliseconds = to_microseconds(now) // 1_000
+    value = milliseconds << 80 | 0x7 << 76 | (position & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return str(UUID(int=value))

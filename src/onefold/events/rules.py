@@ -1,0 +1,119 @@
+"""When an event is accepted, whom it may create, and what makes two tellings of it the same. Pure."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import orjson
+
+from onefold.callers import IdentifierType
+from onefold.clock import to_microseconds
+from onefold.errors import OnefoldError, Reason, Violation, invalid
+from onefold.identity.rules import Call, Named, SignupSource
+from onefold.limits import ANONYMOUS_LIFETIME, BACKFILL_AGE, EVENT_AHEAD
+from onefold.rpc.payload import Payload
+
+
+class EventKind(enum.IntEnum):
+    """What sort of thing happened; the numbers are those in the protos and in the tables."""
+
+    CUSTOM = 1
+    PAGE = 2
+    SCREEN = 3
+    PURCHASE = 4
+    CART_UPDATE = 5
+    PUSH_OPEN = 6
+    IN_APP_OPEN = 7
+    IN_APP_CLICK = 8
+    IN_APP_DELIVERY = 9
+    IN_APP_CLOSE = 10
+    WEB_PUSH_CLICK = 11
+
+
+# In an EMAIL project only these create the profile they name (I5).
+_COMMERCE: Final = frozenset({EventKind.PURCHASE, EventKind.CART_UPDATE})
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event of a request, checked. Without `named` it is anonymous. event_id and event_time may be left to the server."""
+
+    named: Named | None
+    anonymous_id: str | None
+    name: str
+    kind: EventKind
+    payload: Payload
+    event_id: str | None
+    event_time: datetime | None
+    prefer_user_id: bool = False
+    update_existing_only: bool = False
+
+    def body_hash(self) -> bytes:
+        """16 bytes that are equal for the same body: whose it is, what, when as given, and the data in any key order."""
+        body = [
+            [self.named.email, self.named.user_id] if self.named else None,
+            self.anonymous_id,
+            self.name,
+            int(self.kind),
+            to_microseconds(self.event_time) if self.event_time else None,
+        ]
+        return hashlib.blake2b(orjson.dumps(body) + self.payload.canonical(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An event to store: a person's when profile_id is set, else a visitor's."""
+
+    profile_id: UUID | None
+    anonymous_id: str | None
+    merge_id: UUID | None
+    event_time: datetime
+    event_id: str
+    kind: EventKind
+    name: str
+    data: str
+
+
+def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:
+    """What the event may do with a person it does not find (I5, I6, I7)."""
+    commerce = arrival.kind in _COMMERCE
+    return Call(
+        SignupSource.EVENT,
+        creates=commerce or project_type is not IdentifierType.EMAIL,
+        prefer_user_id=commerce and arrival.prefer_user_id,
+        update_existing_only=arrival.update_existing_only,
+    )
+
+
+def check_time(arrival: Arrival, now: datetime) -> OnefoldError | None:
+    """Why an event's time is refused at `now` (the database's clock); None if it is not (E1, A2)."""
+    if arrival.event_time is None:
+        return None
+    if arrival.event_time > now + EVENT_AHEAD:
+        return invalid([Violation("event_time", "lies more than 24 hours ahead")])
+    if arrival.named is None and is_expired(arrival.event_time, now):
+        return invalid(
+            [Violation("event_time", "lies 30 days or more in the past, and the event has no person")],
+            Reason.EVENT_EXPIRED,
+        )
+    return None
+
+
+def is_expired(event_time: datetime, now: datetime) -> bool:
+    """Whether an anonymous event has had its 30 days (A2)."""
+    return event_time <= now - ANONYMOUS_LIFETIME
+
+
+def is_backfilled(event_time: datetime, receive_time: datetime) -> bool:
+    """Whether an event was more than 5 minutes old when it arrived (E5)."""
+    return receive_time - event_time > BACKFILL_AGE
+
+
+def is_associated(receive_time: datetime, grace_end_time: datetime) -> bool:
+    """Whether an anonymous event belongs to the person its id is linked to (A3, A5): received before the grace ended."""
+    return receive_time <= grace_end_time

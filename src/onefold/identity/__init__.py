@@ -1,0 +1,1 @@
+"""Who people are: identifiers, profiles, links."""

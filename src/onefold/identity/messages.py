@@ -1,0 +1,64 @@
+"""The identity messages that other services speak too: reading who is named, telling what became of the profile."""
+
+from __future__ import annotations
+
+from onefold.callers import Project
+from onefold.identity.people import Written
+from onefold.identity.rules import Named, Outcome, anonymous_id_problem, is_placeholder, name_person
+from onefold.rpc.checks import Checker
+from onefold.v1 import data_format_pb2, profile_pb2
+
+
+def read_identifiers(
+    checker: Checker,
+    project: Project,
+    identifiers: profile_pb2.Identifiers,
+    *,
+    prefix: str = "identifiers",
+    long_user_id: bool = False,
+) -> Named:
+    """Checks identifiers. Returns an empty name after noting violations."""
+    named, violations = name_person(
+        project.identifier_type, identifiers.email, identifiers.user_id, prefix=prefix, long_user_id=long_user_id
+    )
+    for violation in violations:
+        checker.refuse(violation.field, violation.description)
+    return named or Named(None, None)
+
+
+def read_data_format(checker: Checker, value: data_format_pb2.DataFormat.ValueType) -> bool:
+    """Whether an answer's data is to be JSON text rather than a Struct."""
+    checker.one_of("data_format", value, data_format_pb2.DataFormat.values())
+    return value == data_format_pb2.DATA_FORMAT_JSON
+
+
+def read_anonymous_id(checker: Checker, field: str, value: str) -> str:
+    """Checks an anonymous_id that is required."""
+    problem = anonymous_id_problem(value) if value else "is required"
+    if problem:
+        checker.refuse(field, problem)
+    return value
+
+
+def to_identifiers(email: str | None, user_id: str | None) -> profile_pb2.Identifiers:
+    """Identifiers as an answer has them; "" stands for none."""
+    return profile_pb2.Identifiers(email=email or "", user_id=user_id or "")
+
+
+def to_profile_write(written: Written) -> profile_pb2.ProfileWrite:
+    """What a write did to a profile, as an answer has it."""
+    person = written.person
+    if person is None:
+        return profile_pb2.ProfileWrite(outcome=to_outcome(written.outcome))
+    return profile_pb2.ProfileWrite(
+        profile_id=str(person.profile_id),
+        identifiers=to_identifiers(person.email, person.user_id),
+        outcome=to_outcome(written.outcome),
+        email_is_placeholder=is_placeholder(person.email),
+        user_id_holder_count=written.holder_count if written.holder_count > 1 else 0,
+    )
+
+
+def to_outcome(outcome: Outcome) -> profile_pb2.WriteOutcome:
+    """The enum's value of the same number."""
+    return profile_pb2.WriteOutcome.ValueType(outcome)

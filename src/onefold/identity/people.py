@@ -1,0 +1,81 @@
+"""Finding or creating the one profile that a call names: what UpdateProfile, Identify and RegisterDevice share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from onefold.callers import IdentifierType, Project
+from onefold.db.queries import Connection
+from onefold.errors import OnefoldError, Reason, not_found
+from onefold.identity import store
+from onefold.identity.rules import (
+    Call,
+    Named,
+    Outcome,
+    Person,
+    updated_fields,
+    wanted_identifiers,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the profile: the person (None if skipped), the outcome, and how many hold an ambiguous user_id."""
+
+    person: Person | None
+    outcome: Outcome
+    holder_count: int
+
+
+async def write_profile(
+    connection: Connection,
+    project: Project,
+    named: Named,
+    call: Call,
+    *,
+    data_fields: dict[str, object] | None = None,
+    merge_nested_objects: bool = False,
+) -> Written:
+    """Finds or creates the person, sets the identifiers given and merges the data fields. The row stays locked.
+
+    Raises what Directory.place and updated_fields raise, and LostRaceError.
+    """
+    by_user_id_alone = project.identifier_type is IdentifierType.EMAIL and named.email is None
+    wanted = wanted_identifiers(project.identifier_type, named, prefer_user_id=call.prefer_user_id)
+    found = await store.find(connection, project, wanted, count_holders=by_user_id_alone)
+    holder_count = found.holder_count if by_user_id_alone else 0
+    placement = found.directory.place(named, call)
+    person, outcome = placement.person, placement.outcome
+    if person is None:
+        return Written(None, outcome, holder_count)
+    if person.is_new:
+        fields = updated_fields("{}", data_fields or {}, nested=merge_nested_objects) or "{}"
+        await store.write_people(connection, project, found.directory, {id(person): fields})
+        return Written(person, outcome, holder_count)
+    stored = await store.lock_data_fields(connection, project.project_id, person)
+    await store.write_people(connection, project, found.directory)
+    updated = updated_fields(stored, data_fields or {}, nested=merge_nested_objects)
+    if updated is not None and person.profile_id is not None:
+        await store.set_data_fields(connection, project.project_id, person.profile_id, updated)
+        outcome = Outcome.UPDATED
+    return Written(person, outcome, holder_count)
+
+
+async def find_profile_id(
+    connection: Connection, project: Project, named: Named | None, profile_id: UUID | None = None
+) -> UUID:
+    """The profile that a read names, by identifiers or by its id. Raises PROFILE_NOT_FOUND or IDENTIFIERS_CONFLICT."""
+    if named is not None:
+        person = await store.find_person(connection, project, named)
+        profile_id = person.profile_id if person else None
+    elif profile_id is not None and not await store.profile_exists(connection, project.project_id, profile_id):
+        profile_id = None
+    if profile_id is None:
+        raise profile_not_found()
+    return profile_id
+
+
+def profile_not_found() -> OnefoldError:
+    """Nobody has the identifiers or the id; a profile of another project looks the same."""
+    return not_found(Reason.PROFILE_NOT_FOUND, "No profile has these identifiers.")

@@ -1,0 +1,419 @@
+"""What identifies a person: how identifiers are written, whom they name, and what a write does to the profile.
+
+Pure: values in, decisions out. The Directory works out a whole batch in memory, in the order of its items, as if each
+had been a call of its own; the store then writes the result with a fixed number of statements.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import email_validator
+import orjson
+
+from onefold.callers import IdentifierType
+from onefold.errors import (
+    OnefoldError,
+    Reason,
+    Violation,
+    already_exists,
+    exhausted,
+    failed_precondition,
+    not_found,
+)
+from onefold.limits import (
+    ANONYMOUS_ID_BYTES,
+    DATA_FIELDS_BYTES,
+    EMAIL_BYTES,
+    USER_ID_CHARACTERS,
+    USER_ID_WITH_PLACEHOLDER_BYTES,
+)
+from onefold.rpc.checks import text_problem
+
+PLACEHOLDER_DOMAIN: Final = "placeholder.email"
+
+# Ids that clients send for "nobody". One such id would gather everyone under one profile.
+REFUSED_IDS: Final = frozenset(
+    {"null", "undefined", "none", "nil", "nan", "0", "anonymous", "guest", "[object object]"},
+)
+
+
+class IdentifierKind(enum.IntEnum):
+    """What an identifier is; the numbers are those in the table identifiers."""
+
+    EMAIL = 1
+    USER_ID = 2
+    ANONYMOUS_ID = 3
+
+
+class Outcome(enum.IntEnum):
+    """What a write did; the numbers are those of WriteOutcome in the protos."""
+
+    CREATED = 1
+    UPDATED = 2
+    UNCHANGED = 3
+    SKIPPED = 4
+
+
+class SignupSource(enum.IntEnum):
+    """Which call made a profile; the numbers are those in the protos."""
+
+    PROFILE_UPDATE = 1
+    IDENTIFY = 2
+    EVENT = 3
+    DEVICE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The identifiers of a request, checked and normalised. At least one is set."""
+
+    email: str | None
+    user_id: str | None
+
+
+# --- how identifiers are written -------------------------------------------------------------------------------------
+
+_ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def fold_ascii(text: str) -> str:
+    """Lower-cases A to Z and nothing else, so that no other letter ever turns into an ASCII one."""
+    return text.translate(_ASCII_LOWER)
+
+
+def is_placeholder(email: str | None) -> bool:
+    """Whether an address stands in for one that is not known (I9)."""
+    return email is not None and email.endswith("@" + PLACEHOLDER_DOMAIN)
+
+
+@lru_cache(maxsize=16_384)
+def email_problem(email: str) -> str | None:
+    """What is wrong with an address whose ASCII letters are lower-cased already; None if nothing is (I1).
+
+    The format is email-validator's, without DNS. An address that it would rewrite (full-width letters, a domain that
+    normalises to another) is refused rather than rewritten: two spellings never become one person by surprise.
+    """
+    problem = text_problem(
+        email, max_bytes=USER_ID_WITH_PLACEHOLDER_BYTES + 64 if is_placeholder(email) else EMAIL_BYTES
+    )
+    if problem:
+        return problem
+    if is_placeholder(email):
+        return None if len(email) > len(PLACEHOLDER_DOMAIN) + 1 else "must be an email address"
+    try:
+        valid = email_validator.validate_email(
+            email, check_deliverability=False, allow_smtputf8=False, test_environment=True
+        )
+    except email_validator.EmailNotValidError:
+        return "must be an email address with an ASCII part before the @"
+    return None if valid.normalized == email else "must be written in its normal form"
+
+
+def user_id_problem(user_id: str, refused: frozenset[str] = REFUSED_IDS, *, long: bool = False) -> str | None:
+    """What is wrong with a user_id; None if nothing is (I2). `long` admits up to 256 bytes instead of 52 characters."""
+    limits = {"max_bytes": USER_ID_WITH_PLACEHOLDER_BYTES} if long else {"max_characters": USER_ID_CHARACTERS}
+    problem = text_problem(user_id, **limits)
+    if problem:
+        return problem
+    if user_id.casefold() in refused:
+        return "is an id that stands for nobody"
+    return None
+
+
+def anonymous_id_problem(anonymous_id: str, refused: frozenset[str] = REFUSED_IDS) -> str | None:
+    """What is wrong with an anonymous_id; None if nothing is."""
+    problem = text_problem(anonymous_id, max_bytes=ANONYMOUS_ID_BYTES)
+    if problem:
+        return problem
+    if anonymous_id.casefold() in refused:
+        return "is an id that stands for nobody"
+    return None
+
+
+def name_person(
+    project_type: IdentifierType,
+    email: str,
+    user_id: str,
+    *,
+    prefix: str,
+    refused: frozenset[str] = REFUSED_IDS,
+    long_user_id: bool = False,
+) -> tuple[Named | None, list[Violation]]:
+    """Reads the identifiers of a request ("" stands for none) as the project's type wants them (P3).
+
+    Returns the person named, or None and everything that is wrong. `long_user_id`: a user_id alone in an EMAIL project
+    may have 256 bytes, because the profile may have been created so by prefer_user_id (I8).
+    """
+    violations = []
+    email = fold_ascii(email)
+    problem = email_problem(email) if email else None
+    if problem:
+        violations.append(Violation(f"{prefix}.email", problem))
+    long = long_user_id and not email and project_type is IdentifierType.EMAIL
+    problem = user_id_problem(user_id, refused, long=long) if user_id else None
+    if problem:
+        violations.append(Violation(f"{prefix}.user_id", problem))
+    if not email and not user_id:
+        wanted = "user_id" if project_type is IdentifierType.USER_ID else "email or user_id"
+        violations.append(Violation(prefix, f"needs {wanted}"))
+    elif project_type is IdentifierType.USER_ID and not user_id:
+        violations.append(Violation(f"{prefix}.email", "does not name a person in a USER_ID project; give user_id"))
+    if violations:
+        return None, violations
+    return Named(email or None, user_id or None), []
+
+
+def java_hash_code(text: str) -> int:
+    """Java's String.hashCode: signed 32-bit, over UTF-16 units (source: java.lang.String)."""
+    value = 0
+    units = text.encode("utf-16-le")
+    for low, high in zip(units[::2], units[1::2], strict=True):
+        value = (31 * value + (high << 8 | low)) & 0xFFFFFFFF
+    return value - (1 << 32) if value & 0x80000000 else value
+
+
+def generated_placeholder(user_id: str) -> str:
+    """The placeholder email of a profile that only has a user_id (I8), with ASCII letters lower-cased as in any email."""
+    if len(user_id) > USER_ID_CHARACTERS:
+        # A name for something, not a secret: SHA-1 is what existing clients compute.
+        local = hashlib.sha1(user_id.encode(), usedforsecurity=False).hexdigest()
+    else:
+        local = f"{user_id}+{java_hash_code(user_id)}"
+    return fold_ascii(f"{local}@{PLACEHOLDER_DOMAIN}")
+
+
+# --- whom they name --------------------------------------------------------------------------------------------------
+
+
+def is_exclusive(project_type: IdentifierType, kind: IdentifierKind) -> bool:
+    """Whether an identifier belongs to one profile only (P2)."""
+    match kind:
+        case IdentifierKind.EMAIL:
+            return project_type is not IdentifierType.USER_ID
+        case IdentifierKind.USER_ID:
+            return project_type is not IdentifierType.EMAIL
+        case IdentifierKind.ANONYMOUS_ID:
+            return True
+
+
+@dataclass(eq=False, slots=True)
+class Person:
+    """A profile as a batch sees it: what it is now, and what the batch has made of it so far."""
+
+    profile_id: UUID | None
+    email: str | None
+    user_id: str | None
+    source: SignupSource | None = None
+    stored_email: str | None = None
+    stored_user_id: str | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this batch creates it."""
+        return self.source is not None
+
+    @property
+    def identifiers_changed(self) -> bool:
+        """Whether this batch gives it another email or user_id."""
+        return (self.email, self.user_id) != (self.stored_email, self.stored_user_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a write found: the person, or None for one that is skipped; CREATED, UPDATED, UNCHANGED or SKIPPED."""
+
+    person: Person | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call may do with a person it does not find."""
+
+    source: SignupSource
+    creates: bool = True
+    prefer_user_id: bool = False
+    update_existing_only: bool = False
+
+
+class VacatedError(Exception):
+    """An earlier item of the batch took an identifier from its oldest holder; the next one must be looked up anew."""
+
+
+@dataclass(slots=True)
+class Directory:
+    """Who the identifiers of a batch belong to. Filled from the store, then changed by `place`, item after item."""
+
+    project_type: IdentifierType
+    holders: dict[tuple[IdentifierKind, str], Person] = field(default_factory=dict)
+    people: list[Person] = field(default_factory=list)
+    _vacated: set[tuple[IdentifierKind, str]] = field(default_factory=set)
+
+    def add(self, kind: IdentifierKind, value: str, person: Person) -> None:
+        """Notes the (oldest) holder of an identifier, as stored."""
+        self.holders[kind, value] = person
+        if person not in self.people:
+            self.people.append(person)
+
+    def find(self, named: Named) -> Person | None:
+        """Whom a read names; None for nobody. Raises IDENTIFIERS_CONFLICT as a write would, and VacatedError."""
+        by_email = self._holder(IdentifierKind.EMAIL, named.email)
+        by_user_id = self._holder(IdentifierKind.USER_ID, named.user_id)
+        match self.project_type:
+            case IdentifierType.EMAIL:
+                return by_email if named.email else by_user_id
+            case IdentifierType.USER_ID:
+                return by_user_id
+            case IdentifierType.HYBRID:
+                if by_email and by_user_id and by_email is not by_user_id:
+                    raise _conflict()
+                return by_user_id or by_email
+
+    def place(self, named: Named, call: Call) -> Placement:
+        """Finds the person that a write names, or creates it, and sets the identifiers given (I3 to I8, I14).
+
+        Raises PROFILE_NOT_FOUND, PLACEHOLDER_TAKEN or IDENTIFIERS_CONFLICT; nothing has changed then.
+        """
+        person = self.find(named)
+        if person is None:
+            return self._create(named, call)
+        if (
+            self.project_type is IdentifierType.HYBRID
+            and named.user_id
+            and person.user_id is not None
+            and person.user_id != named.user_id
+        ):
+            # Found by email, but known under another user_id: taking the email along would be a silent merge.
+            raise _conflict()
+        changed = self._set(person, IdentifierKind.EMAIL, named.email)
+        changed = self._set(person, IdentifierKind.USER_ID, named.user_id) or changed
+        return Placement(person, Outcome.UPDATED if changed else Outcome.UNCHANGED)
+
+    def _holder(self, kind: IdentifierKind, value: str | None) -> Person | None:
+        if value is None:
+            return None
+        if (kind, value) in self._vacated:
+            raise VacatedError
+        return self.holders.get((kind, value))
+
+    def _create(self, named: Named, call: Call) -> Placement:
+        email = named.email
+        creates = call.creates
+        if self.project_type is IdentifierType.EMAIL and email is None:
+            creates = creates and call.prefer_user_id
+            if creates and named.user_id:
+                email = generated_placeholder(named.user_id)
+        if not creates:
+            raise not_found(Reason.PROFILE_NOT_FOUND, "No profile has these identifiers.")
+        if call.update_existing_only:
+            return Placement(None, Outcome.SKIPPED)
+        if email != named.email and (IdentifierKind.EMAIL, email) in self.holders:
+            raise already_exists(
+                Reason.PLACEHOLDER_TAKEN, "The generated placeholder email belongs to another profile already."
+            )
+        person = Person(None, None, None, source=call.source)
+        self.people.append(person)
+        self._set(person, IdentifierKind.EMAIL, email)
+        self._set(person, IdentifierKind.USER_ID, named.user_id)
+        return Placement(person, Outcome.CREATED)
+
+    def _set(self, person: Person, kind: IdentifierKind, value: str | None) -> bool:
+        old = person.email if kind is IdentifierKind.EMAIL else person.user_id
+        if value is None or value == old:
+            return False
+        if kind is IdentifierKind.EMAIL:
+            person.email = value
+        else:
+            person.user_id = value
+        if old is not None and self.holders.get((kind, old)) is person:
+            del self.holders[kind, old]
+            if not is_exclusive(self.project_type, kind):
+                # Others may hold it too; only the store knows who is the oldest now.
+                self._vacated.add((kind, old))
+        # A shared identifier stays with its oldest holder.
+        self.holders.setdefault((kind, value), person)
+        return True
+
+
+def wanted_identifiers(
+    project_type: IdentifierType, named: Named, *, prefer_user_id: bool = False
+) -> list[tuple[IdentifierKind, str]]:
+    """The identifiers whose holders a Directory must know to place a person."""
+    wanted = []
+    if named.email:
+        wanted.append((IdentifierKind.EMAIL, named.email))
+    if named.user_id:
+        wanted.append((IdentifierKind.USER_ID, named.user_id))
+        if prefer_user_id and not named.email and project_type is IdentifierType.EMAIL:
+            wanted.append((IdentifierKind.EMAIL, generated_placeholder(named.user_id)))
+    return wanted
+
+
+def _conflict() -> OnefoldError:
+    return failed_precondition(
+        Reason.IDENTIFIERS_CONFLICT,
+        "email and user_id name two different profiles; both are unique in this project, and nothing was merged.",
+        kinds="email,user_id",
+    )
+
+
+# --- what a write does to the data fields ----------------------------------------------------------------------------
+
+
+def merge_fields(stored: Mapping[str, Any], given: Mapping[str, Any], *, nested: bool) -> dict[str, Any]:
+    """The data fields after an update (I4): given keys replace stored ones, all others survive.
+
+    With `nested`, where both hold an object its keys are merged, one level deep; deeper objects are replaced.
+    """
+    merged = dict(stored)
+    for key, value in given.items():
+        old = merged.get(key)
+        if nested and isinstance(value, dict) and isinstance(old, dict):
+            merged[key] = {**old, **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def updated_fields(stored: str, given: Mapping[str, Any], *, nested: bool) -> str | None:
+    """The JSON text of the data fields after an update; None if nothing changes.
+
+    Raises RESOURCE_EXHAUSTED / DATA_FIELDS_LIMIT if they would exceed 1 MB.
+    """
+    if not given:
+        return None
+    before = orjson.loads(stored)
+    after = merge_fields(before, given, nested=nested)
+    # Compared as text: to Python, true equals 1 and 1 equals 1.0.
+    if _sorted_text(before) == _sorted_text(after):
+        return None
+    text = orjson.dumps(after)
+    if len(text) > DATA_FIELDS_BYTES:
+        raise exhausted(
+            Reason.DATA_FIELDS_LIMIT,
+            f"The profile's data fields would exceed {DATA_FIELDS_BYTES} bytes.",
+            limit_bytes=str(DATA_FIELDS_BYTES),
+        )
+    return text.decode()
+
+
+def _sorted_text(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def new_people(people: Iterable[Person]) -> list[Person]:
+    """Those that the batch creates."""
+    return [person for person in people if person.is_new]
+
+
+def changed_people(people: Iterable[Person]) -> list[Person]:
+    """Those that were there before and get another identifier, in the order in which rows are locked."""
+    changed = [person for person in people if not person.is_new and person.identifiers_changed]
+    return sorted(changed, key=lambda person: str(person.profile_id))

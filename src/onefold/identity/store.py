@@ -1,0 +1,311 @@
+"""Profiles and identifiers in PostgreSQL. Typed functions over queries.sql; the caller owns the transaction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from onefold.callers import Project
+from onefold.db.errors import LostRaceError
+from onefold.db.queries import Connection, Queries, Record
+from onefold.identity.rules import (
+    Directory,
+    IdentifierKind,
+    Named,
+    Person,
+    SignupSource,
+    changed_people,
+    is_exclusive,
+    new_people,
+    wanted_identifiers,
+)
+from onefold.limits import LINK_GRACE
+
+queries: Final = Queries("onefold.identity")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A row of profiles; data_fields is JSON text."""
+
+    profile_id: UUID
+    email: str | None
+    user_id: str | None
+    data_fields: str
+    is_unknown: bool
+    signup_source: SignupSource
+    signup_time: datetime
+    profile_update_time: datetime
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """An anonymous_id's link to a person: its ledger entry, when it was made, and when its grace ends."""
+
+    profile_id: UUID
+    merge_id: UUID
+    link_time: datetime
+    grace_end_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the identifiers of a batch lead to, at the moment `now` of the database's clock."""
+
+    directory: Directory
+    now: datetime
+    links: dict[str, LinkRow]
+    holder_count: int
+
+
+async def find(
+    connection: Connection,
+    project: Project,
+    wanted: Sequence[tuple[IdentifierKind, str]],
+    *,
+    count_holders: bool = False,
+) -> Found:
+    """Looks up identifiers, at least one, in one statement. An anonymous_id that is linked comes back in `links`.
+
+    With count_holders, `holder_count` says how many hold the first identifier asked for.
+    """
+    unique = list(dict.fromkeys(wanted))
+    rows = await queries.find_holders.fetch(
+        connection,
+        count_holders=count_holders,
+        project_id=project.project_id,
+        kinds=[kind for kind, _ in unique],
+        values=[value for _, value in unique],
+    )
+    directory = Directory(project.identifier_type)
+    people: dict[UUID, Person] = {}
+    links = {}
+    for row in rows:
+        profile_id = row["profile_id"]
+        if profile_id is None:
+            continue
+        if row["kind"] == IdentifierKind.ANONYMOUS_ID:
+            links[row["value"]] = _link(row)
+            continue
+        person = people.get(profile_id)
+        if person is None:
+            person = people[profile_id] = Person(
+                profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
+            )
+        directory.add(IdentifierKind(row["kind"]), row["value"], person)
+    counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
+    return Found(directory, rows[0]["now"], links, counts[unique[0]] or 0)
+
+
+async def find_person(connection: Connection, project: Project, named: Named) -> Person | None:
+    """Whom a read names; None for nobody. Raises IDENTIFIERS_CONFLICT."""
+    found = await find(connection, project, wanted_identifiers(project.identifier_type, named))
+    return found.directory.find(named)
+
+
+async def get_profile(connection: Connection, project_id: str, profile_id: UUID) -> Profile | None:
+    """One profile by its id."""
+    row = await queries.get_profile.fetchrow(connection, project_id=project_id, profile_id=profile_id)
+    return _profile(row) if row else None
+
+
+async def profile_exists(connection: Connection, project_id: str, profile_id: UUID) -> bool:
+    """Whether the project has a profile of this id."""
+    exists: bool = await queries.profile_exists.fetchval(connection, project_id=project_id, profile_id=profile_id)
+    return exists
+
+
+async def find_profile(connection: Connection, project: Project, named: Named) -> tuple[Profile | None, int]:
+    """One profile by its identifiers, in one statement, and how many hold the first of them.
+
+    Raises IDENTIFIERS_CONFLICT.
+    """
+    wanted = wanted_identifiers(project.identifier_type, named)
+    rows = await queries.find_profiles.fetch(
+        connection,
+        count_holders=named.email is None,
+        project_id=project.project_id,
+        kinds=[kind for kind, _ in wanted],
+        values=[value for _, value in wanted],
+    )
+    directory = Directory(project.identifier_type)
+    profiles: dict[UUID, Profile] = {}
+    people: dict[UUID, Person] = {}
+    for row in rows:
+        profile = profiles.setdefault(row["profile_id"], _profile(row))
+        person = people.setdefault(profile.profile_id, Person(profile.profile_id, profile.email, profile.user_id))
+        directory.add(IdentifierKind(row["kind"]), row["value"], person)
+    found = directory.find(named)
+    if found is None or found.profile_id is None:
+        return None, 0
+    counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
+    return profiles[found.profile_id], counts.get(wanted[0]) or 0
+
+
+async def lock_data_fields(connection: Connection, project_id: str, person: Person) -> str:
+    """Holds a person's row and returns its data fields as JSON text.
+
+    LostRaceError if its identifiers are no longer those that the person was found by.
+    """
+    row = await queries.lock_profile.fetchrow(connection, project_id=project_id, profile_id=person.profile_id)
+    if row is None or (row["email"], row["user_id"]) != (person.stored_email, person.stored_user_id):
+        raise LostRaceError
+    text: str = row["data_fields"]
+    return text
+
+
+async def set_data_fields(connection: Connection, project_id: str, profile_id: UUID, data_fields: str) -> None:
+    """Replaces a profile's data fields."""
+    await queries.set_data_fields.execute(
+        connection, data_fields=data_fields, project_id=project_id, profile_id=profile_id
+    )
+
+
+async def write_people(
+    connection: Connection, project: Project, directory: Directory, data_fields: dict[int, str] | None = None
+) -> None:
+    """Writes what a batch did to people: new profiles (which get their ids here) and changed identifiers.
+
+    `data_fields` holds JSON text for new people, by id() of the Person; others start empty. LostRaceError if another
+    transaction changed or took what this one builds on.
+
+    The order is that of all writers: rows, then identifiers, each sorted; so no two of them deadlock.
+    """
+    created, changed = new_people(directory.people), changed_people(directory.people)
+    if changed:
+        await _lock_unchanged(connection, project, changed)
+        await _release_old(connection, project, changed)
+    if created:
+        ids = await queries.new_profile_ids.fetch(connection, count=len(created))
+        for person, row in zip(created, ids, strict=True):
+            person.profile_id = row["profile_id"]
+    if created or changed:
+        await _claim_new(connection, project, created + changed)
+    if created:
+        fields = data_fields or {}
+        await queries.insert_profiles.execute(
+            connection,
+            project_id=project.project_id,
+            profile_ids=[person.profile_id for person in created],
+            emails=[person.email for person in created],
+            user_ids=[person.user_id for person in created],
+            data_fields=[fields.get(id(person), "{}") for person in created],
+            sources=[person.source for person in created],
+        )
+    if changed:
+        await queries.set_identifiers.execute(
+            connection,
+            profile_ids=[person.profile_id for person in changed],
+            emails=[person.email for person in changed],
+            user_ids=[person.user_id for person in changed],
+            project_id=project.project_id,
+        )
+
+
+async def claim_link(
+    connection: Connection, project_id: str, anonymous_id: str, profile_id: UUID
+) -> tuple[LinkRow, bool]:
+    """Links an anonymous_id to a person unless it is linked already; returns the link that stands, and whether it is new."""
+    row = await queries.claim_link.fetchrow(
+        connection,
+        project_id=project_id,
+        anonymous_id=anonymous_id,
+        profile_id=profile_id,
+        grace=LINK_GRACE,
+        subject_id=subject_id(project_id, anonymous_id),
+    )
+    if row is not None:
+        return _link(row), True
+    standing = await find_link(connection, project_id, anonymous_id)
+    if standing is None:
+        # It was freed between the two statements.
+        raise LostRaceError
+    return standing, False
+
+
+async def find_link(connection: Connection, project_id: str, anonymous_id: str) -> LinkRow | None:
+    """Whose an anonymous_id is; None while it is nobody's."""
+    row = await queries.find_link.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
+    return _link(row) if row else None
+
+
+def subject_id(project_id: str, anonymous_id: str) -> UUID:
+    """The key of an anonymous_id's events: 16 bytes of SHA-256, so that no id can be made to meet another's."""
+    return UUID(bytes=hashlib.sha256(f"{project_id}\0{anonymous_id}".encode()).digest()[:16])
+
+
+async def _lock_unchanged(connection: Connection, project: Project, people: list[Person]) -> None:
+    rows = await queries.lock_profiles.fetch(
+        connection, project_id=project.project_id, profile_ids=[person.profile_id for person in people]
+    )
+    stored = {row["profile_id"]: (row["email"], row["user_id"]) for row in rows}
+    for person in people:
+        if person.profile_id is None or stored.get(person.profile_id) != (person.stored_email, person.stored_user_id):
+            raise LostRaceError
+
+
+async def _release_old(connection: Connection, project: Project, people: list[Person]) -> None:
+    old = [
+        (kind, before, person.profile_id)
+        for person in people
+        for kind, before, after in _identifier_changes(person)
+        if before is not None and before != after
+    ]
+    if old:
+        kinds, values, profile_ids = map(list, zip(*old, strict=True))
+        await queries.release_identifiers.execute(
+            connection, kinds=kinds, values=values, profile_ids=profile_ids, project_id=project.project_id
+        )
+
+
+async def _claim_new(connection: Connection, project: Project, people: list[Person]) -> None:
+    new = [
+        (kind, after, person.profile_id, is_exclusive(project.identifier_type, kind))
+        for person in people
+        for kind, before, after in _identifier_changes(person)
+        if after is not None and before != after
+    ]
+    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
+    claimed = await queries.claim_identifiers.execute(
+        connection,
+        project_id=project.project_id,
+        kinds=kinds,
+        values=values,
+        profile_ids=profile_ids,
+        exclusive=exclusive,
+    )
+    if claimed != len(new):
+        # Somebody committed one of them first; from the start again, the look-up finds theirs.
+        raise LostRaceError
+
+
+def _identifier_changes(person: Person) -> list[tuple[IdentifierKind, str | None, str | None]]:
+    return [
+        (IdentifierKind.EMAIL, person.stored_email, person.email),
+        (IdentifierKind.USER_ID, person.stored_user_id, person.user_id),
+    ]
+
+
+def _profile(row: Record) -> Profile:
+    return Profile(
+        row["profile_id"],
+        row["email"],
+        row["user_id"],
+        row["data_fields"],
+        row["is_unknown"],
+        SignupSource(row["signup_source"]),
+        row["signup_time"],
+        row["profile_update_time"],
+        row["create_time"],
+        row["update_time"],
+    )
+
+
+def _link(row: Record) -> LinkRow:
+    return LinkRow(row["profile_id"], row["merge_id"], row["link_time"], row["grace_end_time"])

@@ -1,0 +1,75 @@
+-- name: add_intent
+-- In the transaction of the effect that the work belongs to: both are committed, or neither.
+INSERT INTO intents (project_id, intent_id, kind)
+VALUES (:project_id, :intent_id, :kind);
+
+-- name: due_intents
+-- What a worker should look at now: due, not held by anybody, not given up. The one statement that looks across projects.
+SELECT project_id, intent_id, kind, attempt_count
+FROM intents
+WHERE
+    due_time <= now()
+    AND stuck_time IS NULL
+    AND (lease_end_time IS NULL OR lease_end_time <= now())
+    AND kind = ANY(:kinds::text [])
+ORDER BY due_time
+LIMIT :count::integer;
+
+-- name: take_lease
+-- Makes this worker the only one that may write for the intent. Of two that try together, the second finds no row. The
+-- attempt is counted now, so that an intent that kills its workers is given up too.
+UPDATE intents
+SET
+    lease_token = :lease_token,
+    lease_end_time = clock_timestamp() + :lease::interval,
+    attempt_count = attempt_count + 1
+WHERE
+    project_id = :project_id
+    AND intent_id = :intent_id
+    AND kind = ANY(:kinds::text [])
+    AND due_time <= clock_timestamp()
+    AND stuck_time IS NULL
+    AND (lease_end_time IS NULL OR lease_end_time <= clock_timestamp())
+RETURNING kind, attempt_count;
+
+-- name: renew_lease
+-- First in every chunk: keeps the lease, and holds its row so that nobody can take it before the chunk has ended. No row
+-- means that the lease was lost: the chunk must not write. Progress starts the attempts anew.
+UPDATE intents
+SET lease_end_time = clock_timestamp() + :lease::interval, attempt_count = 1
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token
+RETURNING 1;
+
+-- name: finish_intent
+-- The work is done; the ledgers of the features keep what is worth keeping.
+DELETE FROM intents
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token;
+
+-- name: postpone_intent
+-- Nothing more to do before a certain time: gives the lease back until then.
+UPDATE intents
+SET lease_token = NULL, lease_end_time = NULL, attempt_count = 0, due_time = :due_time
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token;
+
+-- name: fail_intent
+-- An attempt failed: gives the lease back, and says when to try again or that nobody should.
+UPDATE intents
+SET
+    lease_token = NULL,
+    lease_end_time = NULL,
+    last_error = :error,
+    due_time = clock_timestamp() + :delay::interval,
+    stuck_time = CASE WHEN :give_up::boolean THEN clock_timestamp() END
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token;
+
+-- name: release_lease
+-- A worker that is asked to stop gives its lease back, and the next one goes on at once.
+UPDATE intents
+SET lease_token = NULL, lease_end_time = NULL, attempt_count = greatest(attempt_count - 1, 0)
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token;
+
+-- name: find_intent
+-- How the work behind a ledger entry is doing; no row when it is done.
+SELECT kind, due_time, attempt_count, lease_end_time, stuck_time, last_error
+FROM intents
+WHERE project_id = :project_id AND intent_id = :intent_id;

@@ -1,0 +1,121 @@
+"""Intents in PostgreSQL: added by the call that has the effect, leased and finished by a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+from onefold.db.queries import Connection, Queries
+from onefold.intents.rules import LEASE, IntentKind, gives_up, retry_delay
+
+queries: Final = Queries("onefold.intents")
+
+
+class LeaseLostError(Exception):
+    """Another worker holds the intent now. Whatever the chunk wrote must be rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Names a piece of work: (project_id, intent_id), what kind it is, and how often it was tried since it last got on."""
+
+    project_id: str
+    intent_id: UUID
+    kind: IntentKind
+    attempt_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write for an intent, until another worker's token replaces this one."""
+
+    intent: Intent
+    token: UUID
+
+
+async def add(connection: Connection, intent: Intent) -> None:
+    """Leaves work to the workers, in the caller's transaction. It may start at once."""
+    await queries.add_intent.execute(
+        connection, project_id=intent.project_id, intent_id=intent.intent_id, kind=intent.kind
+    )
+
+
+async def due(connection: Connection, count: int) -> list[Intent]:
+    """At most `count` intents that nobody works on and that should be worked on now, the longest due first."""
+    rows = await queries.due_intents.fetch(connection, kinds=list(IntentKind), count=count)
+    return [Intent(row["project_id"], row["intent_id"], IntentKind(row["kind"]), row["attempt_count"]) for row in rows]
+
+
+async def take(connection: Connection, project_id: str, intent_id: UUID) -> Lease | None:
+    """The lease of an intent; None if it is done, not due, held by another, given up, or of a kind unknown here."""
+    token = uuid4()
+    row = await queries.take_lease.fetchrow(
+        connection,
+        lease_token=token,
+        lease=LEASE,
+        project_id=project_id,
+        intent_id=intent_id,
+        kinds=list(IntentKind),
+    )
+    if row is None:
+        return None
+    return Lease(Intent(project_id, intent_id, IntentKind(row["kind"]), row["attempt_count"]), token)
+
+
+async def renew(connection: Connection, lease: Lease) -> None:
+    """Keeps the lease, and holds it for the rest of the transaction. LeaseLostError if another worker has it."""
+    held = await queries.renew_lease.fetchval(
+        connection,
+        lease=LEASE,
+        project_id=lease.intent.project_id,
+        intent_id=lease.intent.intent_id,
+        lease_token=lease.token,
+    )
+    if held is None:
+        raise LeaseLostError
+
+
+async def finish(connection: Connection, lease: Lease) -> None:
+    """Removes the intent: its work is done. LeaseLostError if another worker has it."""
+    if not await queries.finish_intent.execute(connection, **_of(lease)):
+        raise LeaseLostError
+
+
+async def postpone(connection: Connection, lease: Lease, due_time: datetime) -> None:
+    """Gives the lease back until a moment of the database's clock. LeaseLostError if another worker has it."""
+    if not await queries.postpone_intent.execute(connection, due_time=due_time, **_of(lease)):
+        raise LeaseLostError
+
+
+async def fail(connection: Connection, lease: Lease, error: str) -> timedelta | None:
+    """Notes a failed attempt; returns how long to wait for the next one, or None when the intent is now stuck.
+
+    `error` is the name of what went wrong, never a driver's text.
+    """
+    attempt = lease.intent.attempt_count
+    delay = None if gives_up(attempt) else retry_delay(attempt)
+    await queries.fail_intent.execute(
+        connection, error=error, delay=delay or timedelta(0), give_up=delay is None, **_of(lease)
+    )
+    return delay
+
+
+async def release(connection: Connection, lease: Lease) -> None:
+    """Gives the lease back so that another worker can go on at once."""
+    await queries.release_lease.execute(connection, **_of(lease))
+
+
+async def is_stuck(connection: Connection, project_id: str, intent_id: UUID) -> bool:
+    """Whether the workers gave an intent up."""
+    row = await queries.find_intent.fetchrow(connection, project_id=project_id, intent_id=intent_id)
+    return row is not None and row["stuck_time"] is not None
+
+
+def _of(lease: Lease) -> dict[str, object]:
+    return {
+        "project_id": lease.intent.project_id,
+        "intent_id": lease.intent.intent_id,
+        "lease_token": lease.token,
+    }

@@ -1,0 +1,40 @@
+"""Every limit of the contract, with its unit in its name. The protos' comments state the same numbers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+MESSAGE_BYTES = 4 * 1024 * 1024
+METADATA_BYTES = 16 * 1024
+
+EMAIL_BYTES = 254
+USER_ID_CHARACTERS = 52
+USER_ID_WITH_PLACEHOLDER_BYTES = 256
+ANONYMOUS_ID_BYTES = 256
+NAME_BYTES = 100
+EVENT_ID_CHARACTERS = 128
+REQUEST_ID_CHARACTERS = 128
+TOKEN_BYTES = 1024
+
+EVENT_DATA_BYTES = 100_000
+DEVICE_FIELDS_BYTES = 16_000
+DATA_FIELDS_BYTES = 1_000_000
+DATA_DEPTH = 16
+DATA_KEYS_PER_OBJECT = 512
+
+BATCH_EVENTS = 1_000
+FILTER_NAMES = 100
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 500
+PAGE_DATA_BYTES = 3 * 1024 * 1024
+DEVICES_PER_PROFILE = 500
+
+EVENT_AHEAD = timedelta(hours=24)
+ANONYMOUS_LIFETIME = timedelta(days=30)
+LINK_GRACE = timedelta(minutes=5)
+BACKFILL_AGE = timedelta(minutes=5)
+EVENT_ID_LIFETIME = timedelta(days=35)
+REQUEST_ID_LIFETIME = timedelta(hours=24)
+
+CALL_DEFAULT_SECONDS = 10.0
+CALL_MAX_SECONDS = 30.0

@@ -1,0 +1,57 @@
+"""API keys at work: making them, and letting their callers in."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from typing import Final
+
+from onefold.callers import Caller
+from onefold.db.pool import Database
+from onefold.projects import store
+from onefold.projects.rules import KEY_PREFIX, secret_hash, split_key, unauthenticated
+
+# A revoked key, or a changed project, is noticed everywhere within this time.
+CACHE_SECONDS: Final = 10.0
+_CACHED_KEYS: Final = 10_000
+
+
+def new_key(project_id: str) -> str:
+    """The text of a new key: a recognisable prefix, the project for people, an id, and 192 random bits."""
+    return f"{KEY_PREFIX}_{project_id}_{secrets.token_hex(6)}_{secrets.token_hex(24)}"
+
+
+class Authenticator:
+    """Finds the caller of a key, and remembers it for 10 s: a call costs no look-up of its own.
+
+    Unknown keys are not remembered, and a key is remembered by its hash. While PostgreSQL is away, what is remembered
+    still holds until its time is over.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+
+    async def __call__(self, text: str) -> Caller:
+        """The caller whose key this is. Raises UNAUTHENTICATED / API_KEY_INVALID."""
+        digest = secret_hash(text)
+        known = self._known.get(digest)
+        if known is not None and time.monotonic() < known[0]:
+            return known[1]
+        key = split_key(text)
+        caller = await self._database.read(lambda connection: store.find_caller(connection, key))
+        if caller is None:
+            self._known.pop(digest, None)
+            raise unauthenticated()
+        self._known[digest] = (time.monotonic() + CACHE_SECONDS, caller)
+        self._known.move_to_end(digest)
+        if len(self._known) > _CACHED_KEYS:
+            self._known.popitem(last=False)
+        return caller
+
+    def forget(self, project_id: str) -> None:
+        """Looks the callers of a project up again at their next call: a key or the project has changed."""
+        for digest, (_, caller) in list(self._known.items()):
+            if caller.project.project_id == project_id:
+                del self._known[digest]

@@ -1,0 +1,66 @@
+-- name: insert_project
+-- No row if the project_id is taken.
+INSERT INTO projects (project_id, identifier_type, region, event_merging_enabled)
+VALUES (:project_id, :identifier_type, :region, :event_merging_enabled)
+ON CONFLICT DO NOTHING
+RETURNING project_id, identifier_type, region, event_merging_enabled, create_time, update_time;
+
+-- name: get_project
+SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+FROM projects
+WHERE project_id = :project_id;
+
+-- name: lock_project
+-- Two updates at once must not decide by the same old row.
+SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+FROM projects
+WHERE project_id = :project_id
+FOR UPDATE;
+
+-- name: update_project
+UPDATE projects
+SET region = :region, event_merging_enabled = :event_merging_enabled, update_time = now()
+WHERE project_id = :project_id
+RETURNING project_id, identifier_type, region, event_merging_enabled, create_time, update_time;
+
+-- name: insert_api_key
+-- A key registered again (a development key at every start) is good again.
+INSERT INTO api_keys (project_id, key_id, secret_hash, scopes, display_name, expire_time)
+VALUES (:project_id, :key_id, :secret_hash, :scopes, :display_name, :expire_time)
+ON CONFLICT (project_id, key_id) DO UPDATE
+SET
+    secret_hash = excluded.secret_hash,
+    scopes = excluded.scopes,
+    expire_time = excluded.expire_time,
+    revoke_time = NULL
+RETURNING key_id, scopes, display_name, create_time, expire_time, revoke_time;
+
+-- name: revoke_api_key
+-- Revoked once: the first time stays.
+UPDATE api_keys
+SET revoke_time = coalesce(revoke_time, now())
+WHERE project_id = :project_id AND key_id = :key_id
+RETURNING key_id, scopes, display_name, create_time, expire_time, revoke_time;
+
+-- name: find_api_key
+-- What a key's id leads to, before the call's project is known.
+SELECT
+    api_keys.key_id,
+    api_keys.secret_hash,
+    api_keys.scopes,
+    api_keys.expire_time,
+    api_keys.revoke_time,
+    projects.project_id,
+    projects.identifier_type,
+    projects.region,
+    projects.event_merging_enabled,
+    projects.create_time,
+    projects.update_time,
+    now() AS now
+FROM api_keys
+INNER JOIN projects ON projects.project_id = api_keys.project_id
+WHERE api_keys.key_id = :key_id;
+
+-- name: is_ahead
+-- Whether a moment lies in the future of the database's clock.
+SELECT :moment::timestamptz > now() AS is_ahead;

@@ -1,0 +1,1 @@
+"""What every gRPC call shares: authentication, deadlines, validation, paging, replay, and how an error is told."""

@@ -1,0 +1,162 @@
+"""What every call passes on its way in and out.
+
+In: decode -> deadline -> key -> scope -> handler. Out: an OnefoldError becomes its status, anything else a fixed text
+with an id under which the log has the rest. No other code calls abort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message import DecodeError
+
+from onefold.callers import Caller, Scope, set_caller
+from onefold.errors import Kind, OnefoldError, Reason
+from onefold.limits import CALL_DEFAULT_SECONDS, CALL_MAX_SECONDS
+from onefold.rpc.status import to_status
+from onefold.v1 import options_pb2
+
+_log = structlog.get_logger()
+
+Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+Authenticate = Callable[[str], Awaitable[Caller]]
+
+PREFIX: Final = "/onefold."
+
+
+class _Undecodable:
+    """Stands in for a request whose bytes are not a message of the method."""
+
+
+def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
+    """The scope of every method, by its path, as the protos' required_scope option says. ValueError if one has none."""
+    scopes = {}
+    for file in files:
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                number = method.GetOptions().Extensions[options_pb2.required_scope]
+                if not number:
+                    raise ValueError(f"{method.full_name} has no required_scope")
+                name = options_pb2.Scope.Name(number).removeprefix("SCOPE_")
+                scopes[f"/{service.full_name}/{method.name}"] = Scope(name)
+    return scopes
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """The only interceptor. It leaves services other than onefold's own (health, reflection) as they are."""
+
+    def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope]) -> None:
+        self._authenticate = authenticate
+        self._scopes = scopes
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wraps the method's handler, once per method."""
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith(PREFIX):
+            return handler
+        if method not in self._wrapped:
+            self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
+                self._guard(method, self._scopes[method], handler.unary_unary),
+                request_deserializer=_tolerant(handler.request_deserializer),
+                response_serializer=handler.response_serializer,
+            )
+        return self._wrapped[method]
+
+    def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            started = time.perf_counter()
+            try:
+                async with asyncio.timeout(_seconds(context)):
+                    set_caller(await self._admit(context, scope))
+                    if isinstance(request, _Undecodable):
+                        raise OnefoldError(
+                            Kind.INVALID_ARGUMENT,
+                            Reason.REQUEST_MALFORMED,
+                            "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or "
+                            "data nested too deeply.",
+                        )
+                    return await handler(request, context)
+            except OnefoldError as failure:
+                error = failure
+            except TimeoutError:
+                error = OnefoldError(
+                    Kind.DEADLINE_EXCEEDED,
+                    Reason.DEADLINE_PASSED,
+                    "The call took longer than its deadline allows. What became of it is unknown.",
+                )
+            except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
+                error = _internal(method, fault)
+            if error.kind in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED):
+                seconds = round(time.perf_counter() - started, 4)
+                _log.warning(
+                    "call failed", method=method, kind=error.kind.name, reason=str(error.reason), seconds=seconds
+                )
+            await context.abort_with_status(to_status(error))
+            return None
+
+        return guarded
+
+    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any], scope: Scope) -> Caller:
+        key = ""
+        for name, value in context.invocation_metadata() or ():
+            if name == "authorization" and isinstance(value, str):
+                scheme, _, key = value.partition(" ")
+                if scheme.lower() != "bearer":
+                    key = ""
+        if not key.strip():
+            raise OnefoldError(
+                Kind.UNAUTHENTICATED,
+                Reason.API_KEY_MISSING,
+                'The call needs the metadata "authorization: Bearer KEY".',
+            )
+        caller = await self._authenticate(key.strip())
+        if scope not in caller.scopes:
+            raise OnefoldError(
+                Kind.PERMISSION_DENIED,
+                Reason.SCOPE_MISSING,
+                f"The key lacks the scope {scope}.",
+                {"required_scope": scope},
+            )
+        return caller
+
+
+def _seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:
+    """How long the call may take: what the caller says, 10 s if it says nothing, 30 s at most."""
+    remaining = context.time_remaining()
+    return CALL_DEFAULT_SECONDS if remaining is None else min(remaining, CALL_MAX_SECONDS)
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """A deserialiser under which bytes that are no message get a proper error (grpc alone would answer UNKNOWN)."""
+
+    def tolerant(data: bytes) -> Any:
+        try:
+            return deserialize(data) if deserialize else data
+        except DecodeError:
+            return _Undecodable()
+
+    return tolerant
+
+
+def _internal(method: str, fault: Exception) -> OnefoldError:
+    error_id = secrets.token_hex(8)
+    # Names of types and lines of code only: an exception's own text may quote a row.
+    where = traceback.format_tb(fault.__traceback__)
+    _log.error("call broke", method=method, error_id=error_id, fault=type(fault).__name__, where=where)
+    return OnefoldError(
+        Kind.INTERNAL, Reason.INTERNAL, f"A fault of the server; its log has it as {error_id}.", {"error_id": error_id}
+    )

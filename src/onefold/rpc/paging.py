@@ -1,0 +1,55 @@
+"""Pages: sizes as AIP-158 has them, and opaque tokens that hold the last row's key and what was asked for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Any
+
+import orjson
+from google.protobuf.message import Message
+
+from onefold.errors import Kind, OnefoldError, Reason
+from onefold.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from onefold.rpc.checks import Checker
+
+
+def page_size(checker: Checker, asked: int) -> int:
+    """How many rows a page may have: 50 if not said, 500 at most; a negative number is refused."""
+    if asked < 0:
+        checker.refuse("page_size", "must not be negative")
+    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def make_token(request: Message, key: list[object]) -> str:
+    """The token of the page after the row with this key, good for the same request only."""
+    return base64.urlsafe_b64encode(orjson.dumps([_asked(request), *key])).decode().rstrip("=")
+
+
+def read_token(request: Message, token: str, types: tuple[type, ...]) -> list[Any] | None:
+    """The key in a token, with one value of each type; None for "". INVALID_ARGUMENT / PAGE_TOKEN_INVALID otherwise."""
+    if not token:
+        return None
+    try:
+        asked, *key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        right = asked == _asked(request) and [type(value) for value in key] == list(types)
+    except (binascii.Error, ValueError, TypeError):
+        right = False
+    if not right:
+        raise OnefoldError(
+            Kind.INVALID_ARGUMENT,
+            Reason.PAGE_TOKEN_INVALID,
+            "The page token is not one that this method gave for the same request.",
+        )
+    return key
+
+
+def _asked(request: Message) -> str:
+    """A digest of everything in the request but the page's own fields."""
+    same = type(request)()
+    same.CopyFrom(request)
+    for field in ("page_token", "page_size"):
+        same.ClearField(field)
+    text = request.DESCRIPTOR.full_name.encode() + same.SerializeToString(deterministic=True)
+    return hashlib.blake2b(text, digest_size=8).hexdigest()

@@ -1,0 +1,183 @@
+"""Free-form data on its way in and out: google.protobuf.Struct, or the text of a JSON object.
+
+Both are checked against the same limits. A Struct becomes JSON text; JSON text is checked and passed on as it is. The
+walkers below do what json_format does, three times as fast, and say where a value is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from onefold.limits import DATA_DEPTH, DATA_KEYS_PER_OBJECT
+from onefold.rpc.checks import Checker
+
+# Up to here every integer is a double, so a Struct's 3.0 is taken for the 3 that the caller meant.
+_EXACT: Final = 2.0**53
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """An accepted JSON object: as Python values and as the text to store."""
+
+    value: dict[str, Any]
+    text: str
+
+    def canonical(self) -> bytes:
+        """The same bytes for the same object, whatever the order of its keys or the spaces in its text."""
+        return orjson.dumps(self.value, option=orjson.OPT_SORT_KEYS)
+
+
+EMPTY: Final = Payload({}, "{}")
+
+
+class _WrongValueError(Exception):
+    """Carries the path inside the object, and what is wrong there."""
+
+    def __init__(self, path: str, description: str) -> None:
+        super().__init__(description)
+        self.path = path
+        self.description = description
+
+
+def read_struct(checker: Checker, field: str, struct: Struct, *, max_bytes: int) -> Payload:
+    """Checks a Struct and turns it into JSON. Returns an empty object after noting a violation."""
+    try:
+        value = _from_struct(struct, "", 1)
+        text = orjson.dumps(value).decode()
+    except _WrongValueError as wrong:
+        checker.refuse(field + wrong.path, wrong.description)
+        return EMPTY
+    except orjson.JSONEncodeError:
+        checker.refuse(field, "is not valid Unicode")
+        return EMPTY
+    return _sized(checker, field, Payload(value, text), max_bytes)
+
+
+def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Payload:
+    """Checks the text of a JSON object (RFC 8259). Returns an empty object after noting a violation."""
+    if len(text) > max_bytes:
+        checker.refuse(field, f"must have at most {max_bytes} bytes")
+        return EMPTY
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        checker.refuse(field, "is not JSON text")
+        return EMPTY
+    if not isinstance(value, dict):
+        checker.refuse(field, "must be a JSON object")
+        return EMPTY
+    try:
+        _check(value, "", 1)
+    except _WrongValueError as wrong:
+        checker.refuse(field + wrong.path, wrong.description)
+        return EMPTY
+    return _sized(checker, field, Payload(value, text), max_bytes)
+
+
+def write_struct(target: Struct, value: dict[str, Any]) -> None:
+    """Fills a Struct from a JSON object. Integers over 2^53 are rounded to doubles."""
+    fields = target.fields
+    for key, item in value.items():
+        _write_value(fields[key], item)
+
+
+def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
+    if len(payload.text.encode()) > max_bytes:
+        checker.refuse(field, f"must have at most {max_bytes} bytes as JSON text")
+        return EMPTY
+    return payload
+
+
+def _from_struct(struct: Struct, path: str, depth: int) -> dict[str, Any]:
+    fields = struct.fields
+    _check_object(fields, path, depth)
+    return {key: _from_value(item, path, key, depth) for key, item in fields.items()}
+
+
+def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
+    match value.WhichOneof("kind"):
+        case "string_value":
+            text = value.string_value
+            if "\x00" in text:
+                raise _WrongValueError(_join(path, key), "must not contain NUL")
+            return text
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise _WrongValueError(_join(path, key), "must be a finite number")
+            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+        case "bool_value":
+            return value.bool_value
+        case "null_value":
+            return None
+        case "struct_value":
+            return _from_struct(value.struct_value, _join(path, key), depth + 1)
+        case "list_value":
+            return _from_list(value.list_value, _join(path, key), depth + 1)
+        case _:
+            raise _WrongValueError(_join(path, key), "is a Value without a kind")
+
+
+def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
+    _check_depth(path, depth)
+    return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
+
+
+def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+    """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
+    items: Iterable[tuple[str | int, Any]]
+    if isinstance(container, dict):
+        _check_object(container, path, depth)
+        items = container.items()
+    else:
+        _check_depth(path, depth)
+        items = enumerate(container)
+    for key, item in items:
+        if isinstance(item, dict | list):
+            _check(item, _join(path, key), depth + 1)
+        elif isinstance(item, str) and "\x00" in item:
+            raise _WrongValueError(_join(path, key), "must not contain NUL")
+
+
+def _check_object(value: Any, path: str, depth: int) -> None:
+    _check_depth(path, depth)
+    if len(value) > DATA_KEYS_PER_OBJECT:
+        raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
+    for key in value:
+        if "\x00" in key:
+            raise _WrongValueError(path, "must not contain NUL in a key")
+
+
+def _check_depth(path: str, depth: int) -> None:
+    if depth > DATA_DEPTH:
+        raise _WrongValueError(path, f"must not nest deeper than {DATA_DEPTH} levels")
+
+
+def _join(path: str, key: str | int) -> str:
+    # The path goes into an error's text; a key is the caller's own, but may be long.
+    return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key[:64]}"
+
+
+def _write_value(target: Value, value: Any) -> None:
+    if isinstance(value, str):
+        target.string_value = value
+    elif isinstance(value, bool):
+        target.bool_value = value
+    elif value is None:
+        target.null_value = 0  # type: ignore[assignment]  # NULL_VALUE; the stub wants the enum's own type
+    elif isinstance(value, dict):
+        target.struct_value.SetInParent()
+        write_struct(target.struct_value, value)
+    elif isinstance(value, list):
+        target.list_value.SetInParent()
+        add = target.list_value.values.add
+        for item in value:
+            _write_value(add(), item)
+    else:
+        target.number_value = value

@@ -1,0 +1,152 @@
+"""The gRPC server, from its first line to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from onefold.config import Settings
+from onefold.db.migrate import missing_migrations
+from onefold.db.pool import SERVER_SETTINGS, Database
+from onefold.devices.service import DevicesService
+from onefold.errors import Kind, OnefoldError, Reason, failed_precondition
+from onefold.events.service import EventsService
+from onefold.identity.service import IdentityService
+from onefold.intents.doorbell import Doorbell
+from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.projects.keys import Authenticator
+from onefold.projects.service import ProjectsService
+from onefold.rpc.boundary import Boundary, required_scopes
+from onefold.rpc.reflection import Reflection
+from onefold.v1 import (
+    devices_service_pb2,
+    devices_service_pb2_grpc,
+    events_service_pb2,
+    events_service_pb2_grpc,
+    identity_service_pb2,
+    identity_service_pb2_grpc,
+    projects_service_pb2,
+    projects_service_pb2_grpc,
+)
+
+_log = structlog.get_logger()
+
+FILES: Final = [
+    devices_service_pb2.DESCRIPTOR,
+    events_service_pb2.DESCRIPTOR,
+    identity_service_pb2.DESCRIPTOR,
+    projects_service_pb2.DESCRIPTOR,
+]
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_metadata_size", METADATA_BYTES),
+    # Off: two servers on one port would share the calls without a word.
+    ("grpc.so_reuseport", 0),
+    # Long-lived clients find new servers.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
+    ("grpc.max_connection_age_grace_ms", 60 * 1_000),
+]
+_HEALTH_SECONDS: Final = 2.0
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` with "HOST:PORT" when calls can come.
+
+    Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, the port is taken.
+    """
+    stop = stop or stop_on_signals()
+    database = await Database.connect(
+        settings.database_url,
+        settings=SERVER_SETTINGS,
+        connections=settings.server_connections,
+        acquire_seconds=settings.acquire_seconds,
+    )
+    doorbell = Doorbell(settings.redis_url)
+    try:
+        await require_schema(database)
+        authenticator = Authenticator(database)
+        server = grpc.aio.server(
+            interceptors=[Boundary(authenticator, required_scopes(FILES))],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=settings.concurrent_calls,
+        )
+        identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityService(database, doorbell), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database), server)
+        devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
+        projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
+            ProjectsService(database, authenticator), server
+        )
+        names = [service.full_name for file in FILES for service in file.services_by_name.values()]
+        servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        server.add_generic_rpc_handlers(tuple(Reflection([*names, health.SERVICE_NAME]).handlers()))
+        port = _listen(server, settings)
+
+        await doorbell.start()
+        await server.start()
+        watch = asyncio.create_task(_watch_health(servicer, database, ["", *names]))
+        on_ready(f"{settings.host}:{port}")
+        await stop.wait()
+
+        # Out of the load balancers first, then no new calls, then the running ones end.
+        watch.cancel()
+        await servicer.enter_graceful_shutdown()
+        await server.stop(settings.drain_seconds)
+    finally:
+        await doorbell.stop()
+        await database.close()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set. Must be called in the main thread's loop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def require_schema(database: Database) -> None:
+    """Refuses to start on a schema that is older than this version. A newer one is fine: migrations only add."""
+    missing = await database.read(missing_migrations)
+    if missing:
+        raise failed_precondition(Reason.INTERNAL, f"The database lacks {', '.join(missing)}. Run: onefold migrate")
+
+
+def _listen(server: grpc.aio.Server, settings: Settings) -> int:
+    address = f"{settings.host}:{settings.port}"
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        raise OnefoldError(
+            Kind.UNAVAILABLE, Reason.INTERNAL, f"Cannot listen on {address}: is another program using the port?"
+        ) from None
+
+
+async def _watch_health(servicer: health.aio.HealthServicer, database: Database, names: list[str]) -> None:
+    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count: no call needs it."""
+    known: bool | None = None
+    while True:
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                writable = await database.read(
+                    lambda connection: connection.fetchval(
+                        "SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'"
+                    )
+                )
+        except (OnefoldError, TimeoutError):
+            writable = False
+        if writable is not known:
+            status = health_pb2.HealthCheckResponse.SERVING if writable else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in names:
+                await servicer.set(name, status)
+            if known is not None:
+                _log.warning("health changed", serving=writable)
+            known = writable
+        await asyncio.sleep(_HEALTH_SECONDS)

@@ -1,0 +1,181 @@
+"""The worker, from its first line to its last.
+
+arq brings the bells that servers ring. Beside it one loop, the sweep, looks in PostgreSQL for intents whose bell was lost
+and rings it again, or, while Redis is away, works on them itself: Redis may be flushed, stopped or replaced at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from arq.connections import ArqRedis, create_pool
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from onefold.config import Settings
+from onefold.db.pool import WORKER_SETTINGS, Database
+from onefold.errors import OnefoldError, Reason, failed_precondition
+from onefold.intents import store as intents
+from onefold.intents.doorbell import (
+    JOB_NAME,
+    QUEUE_NAME,
+    deserialize_job,
+    redis_settings,
+    ring_once,
+    serialize_job,
+)
+from onefold.intents.store import Intent
+from onefold.server import require_schema, stop_on_signals
+from onefold.workflows.retention import keep_partitions, purge
+from onefold.workflows.run import STRETCH_SECONDS, Ran, run_intent
+
+_log = structlog.get_logger()
+
+_JOB_SECONDS: Final = 2 * STRETCH_SECONDS
+_POLL_SECONDS: Final = 0.1
+_SWEEP_INTENTS: Final = 500
+_LONGEST_BACKOFF_SECONDS: Final = 10.0
+
+
+async def work(settings: Settings, *, on_ready: Callable[[], None], stop: asyncio.Event | None = None) -> None:
+    """Works until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` when it looks for work.
+
+    Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, Redis evicts keys.
+    """
+    stop = stop or stop_on_signals()
+    database = await Database.connect(
+        settings.database_url, settings=WORKER_SETTINGS, connections=settings.worker_connections, acquire_seconds=10.0
+    )
+    try:
+        await require_schema(database)
+        await refuse_evicting_redis(settings.redis_url)
+        tasks = [
+            asyncio.create_task(supervise_arq(settings, database), name="arq"),
+            asyncio.create_task(_sweep_forever(settings, database), name="sweep"),
+            asyncio.create_task(_retain_forever(settings, database), name="retention"),
+        ]
+        on_ready()
+        stopping = asyncio.create_task(stop.wait())
+        # The loops end only by a fault of ours: better to be restarted than to run with one of them missing.
+        done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in [*tasks, stopping]:
+            task.cancel()
+        await asyncio.wait([*tasks, stopping], timeout=8.0)
+        for task in done - {stopping}:
+            task.result()
+    finally:
+        await database.close()
+
+
+async def refuse_evicting_redis(url: str) -> None:
+    """Refuses a Redis that may evict keys: it would lose bells in silence. One that is away now is looked at later."""
+    try:
+        redis = await asyncio.wait_for(create_pool(redis_settings(url)), 2.0)
+    except (RedisError, OSError, TimeoutError):
+        return
+    try:
+        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
+    except RedisError:
+        # A managed Redis may forbid CONFIG; then its operator answers for the policy.
+        return
+    finally:
+        await redis.aclose()
+    if policy != "noeviction":
+        raise failed_precondition(
+            Reason.INTERNAL, f"Redis has maxmemory-policy {policy}; onefold needs noeviction, or bells would be lost."
+        )
+
+
+async def supervise_arq(settings: Settings, database: Database) -> None:
+    """Keeps an arq worker running: it ends at the first lost connection to Redis, and is started again with backoff."""
+    backoff = 0.5
+    while True:
+        started = time.monotonic()
+        worker = _arq_worker(settings, database)
+        try:
+            await worker.async_run()
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.warning("arq ended; the sweep does the work meanwhile", error=type(error).__name__)
+        finally:
+            with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):
+                await worker.close()
+        backoff = 0.5 if time.monotonic() - started > 30 else min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+        await asyncio.sleep(backoff)
+
+
+def _arq_worker(settings: Settings, database: Database) -> Worker:
+    async def run(ctx: dict[Any, Any], project_id: str, intent_id: str) -> None:
+        ran = await run_intent(database, project_id, UUID(intent_id))
+        if ran is Ran.PAUSED:
+            # The id must be new: arq refuses the one that is just running.
+            await ctx["redis"].enqueue_job(
+                JOB_NAME, project_id, intent_id, _job_id=f"{ctx['job_id']}+", _queue_name=QUEUE_NAME
+            )
+
+    return Worker(
+        functions=[func(run, name=JOB_NAME, keep_result=0, timeout=_JOB_SECONDS, max_tries=1)],
+        queue_name=QUEUE_NAME,
+        redis_settings=redis_settings(settings.redis_url),
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        max_jobs=settings.worker_jobs,
+        # Bells read at a time; fewer than twice the jobs would starve new ones.
+        queue_read_limit=max(4 * settings.worker_jobs, 16),
+        job_timeout=_JOB_SECONDS,
+        keep_result=0,
+        poll_delay=_POLL_SECONDS,
+        handle_signals=False,
+        timezone=UTC,
+        log_results=False,
+    )
+
+
+async def _sweep_forever(settings: Settings, database: Database) -> None:
+    redis: ArqRedis | None = None
+    while True:
+        try:
+            due = await database.read(lambda connection: intents.due(connection, _SWEEP_INTENTS))
+        except OnefoldError as error:
+            _log.warning("sweep could not look", reason=str(error.reason))
+            due = []
+        try:
+            if due and redis is None:
+                redis = await asyncio.wait_for(
+                    create_pool(redis_settings(settings.redis_url), job_serializer=serialize_job), 2.0
+                )
+            for intent in due:
+                if redis is not None:
+                    await asyncio.wait_for(ring_once(redis, intent), 1.0)
+        except (RedisError, OSError, TimeoutError):
+            redis = None
+            await _work_without_redis(settings, database, due)
+        await asyncio.sleep(settings.sweep_seconds)
+
+
+async def _work_without_redis(settings: Settings, database: Database, due: list[Intent]) -> None:
+    places = asyncio.Semaphore(settings.worker_jobs)
+
+    async def one(intent: Intent) -> None:
+        async with places:
+            await run_intent(database, intent.project_id, intent.intent_id)
+
+    await asyncio.gather(*(one(intent) for intent in due))
+
+
+async def _retain_forever(settings: Settings, database: Database) -> None:
+    while True:
+        try:
+            dropped = await keep_partitions(database)
+            removed = await purge(database)
+            if dropped or removed:
+                _log.info("retention", partitions=dropped, rows=removed)
+        except OnefoldError as error:
+            _log.warning("retention could not run", reason=str(error.reason))
+        await asyncio.sleep(settings.retention_seconds)

@@ -1,0 +1,114 @@
+"""docker-compose.yml and its Dockerfile have the form that the parts of the service need of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {"migrate": "migrate", "server": "serve", "worker": "work"}
+DOCKERFILE = (ROOT / "scripts" / "Dockerfile").read_text()
+
+
+def test_it_runs_the_five_parts() -> None:
+    """The file starts a database, a queue, the migrations, a server and a worker, and nothing else."""
+    assert set(SERVICES) == {"postgres", "valkey", *OURS}
+
+
+@pytest.mark.parametrize(("service", "command"), OURS.items())
+def test_our_services_run_commands_of_onefold(service: str, command: str) -> None:
+    """Each of our services runs one command of onefold, from the image that the Dockerfile makes."""
+    definition = SERVICES[service]
+    assert definition["command"][0] == command
+    assert "entrypoint" not in definition
+    build = definition["build"]
+    assert (ROOT / build["context"] / build["dockerfile"]).is_file()
+    assert 'ENTRYPOINT ["onefold"]' in DOCKERFILE
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_our_services_find_the_others_by_name(service: str) -> None:
+    """Each of our services reaches PostgreSQL and Valkey under the names that the file gives them."""
+    environment = SERVICES[service]["environment"]
+    assert re.fullmatch(r"postgresql://onefold@postgres:5432/onefold", environment["ONEFOLD_DATABASE_URL"])
+    assert environment["ONEFOLD_REDIS_URL"].startswith("redis://valkey:")
+    assert environment["PGPASSWORD"] == SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]
+
+
+def test_migrations_wait_for_a_healthy_database() -> None:
+    """The migrations start once PostgreSQL is healthy, and run once."""
+    migrate = SERVICES["migrate"]
+    assert migrate["depends_on"]["postgres"] == {"condition": "service_healthy"}
+    assert SERVICES["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+    assert migrate["restart"] == "no"
+
+
+@pytest.mark.parametrize("service", ["server", "worker"])
+def test_server_and_worker_wait_for_the_migrations(service: str) -> None:
+    """The server and the worker start on a migrated database only, and come back if they end."""
+    assert SERVICES[service]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES[service]["restart"] == "unless-stopped"
+
+
+def test_dependencies_are_services() -> None:
+    """Whatever a service depends on stands in the same file, and can be waited for."""
+    for definition in SERVICES.values():
+        for name, dependency in definition.get("depends_on", {}).items():
+            assert name in SERVICES
+            if dependency["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[name]
+
+
+def test_data_is_on_named_volumes() -> None:
+    """PostgreSQL's and Valkey's data outlive their containers, and every volume declared is used."""
+    used = [volume.split(":") for definition in SERVICES.values() for volume in definition.get("volumes", [])]
+    assert {name for name, _ in used} == set(COMPOSE["volumes"])
+    # The image of 18 moved its data: a volume at the folder of earlier ones would stay empty.
+    assert ["postgres-data", "/var/lib/postgresql"] in used
+    assert ["valkey-data", "/data"] in used
+
+
+def test_valkey_loses_no_job() -> None:
+    """Valkey writes its data to disk, and refuses writes when it is full rather than drop jobs."""
+    command = SERVICES["valkey"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options == {"--appendonly": "yes", "--maxmemory-policy": "noeviction"}
+
+
+def test_the_servers_are_the_ones_the_tests_use() -> None:
+    """The images are of the major versions that the embedded servers have."""
+    assert SERVICES["postgres"]["image"].split(":")[1].split(".")[0] == "18"
+    assert SERVICES["valkey"]["image"].split(":")[1].split(".")[0] == "9"
+
+
+def test_the_server_answers_at_its_published_port() -> None:
+    """The published port is the one that the server listens on and that its health check asks."""
+    server = SERVICES["server"]
+    options = dict(zip(server["command"][1::2], server["command"][2::2], strict=True))
+    assert options == {"--host": "0.0.0.0", "--port": "50051"}
+    [published] = server["ports"]
+    assert published == "${ONEFOLD_PUBLISH:-127.0.0.1:50051}:50051"
+    assert server["healthcheck"]["test"] == ["CMD", "onefold", "health", "--target", "127.0.0.1:50051"]
+    assert "EXPOSE 50051" in DOCKERFILE
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    """Every password comes from the environment, and its default says that it is for one machine only."""
+    for definition in SERVICES.values():
+        for name, value in definition.get("environment", {}).items():
+            if "PASSWORD" in name:
+                assert value == "${POSTGRES_PASSWORD:-onefold-on-this-machine-only}"
+            assert not re.search(r"://[^/@]*:[^/@]*@", value)
+
+
+def test_the_image_is_locked_and_unprivileged() -> None:
+    """The image installs only packages whose hashes are pinned, and runs as an ordinary user."""
+    assert (ROOT / "scripts" / "requirements" / "server.txt").is_file()
+    for install in re.findall(r"pip\b[^&\n]* install ([^&\n\\]*)", DOCKERFILE):
+        assert "--require-hashes" in install or "--no-index" in install
+    final = DOCKERFILE.split("\nFROM ")[-1]
+    assert re.search(r"^USER [1-9]\d*$", final, re.MULTILINE)
