@@ -155,9 +155,11 @@ def health(target: str, seconds: float) -> None:
 
     with grpc.insecure_channel(target) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # set at run time
+                health_pb2.HealthCheckRequest(), timeout=seconds
+            )
         except grpc.RpcError as error:
-            _fail(f"{target} does not answer: {error.code().name}")  # type: ignore[attr-defined]  # it is a Call too
+            _fail(f"{target} does not answer: {error.code().name}")
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     click.echo(status)
     sys.exit(0 if status == "SERVING" else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -12,10 +11,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from onefold.config import Settings
-from onefold.db.migrate import missing_migrations
+from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
-from onefold.errors import Kind, OnefoldError, Reason, failed_precondition
+from onefold.errors import Kind, OnefoldError, Reason
 from onefold.events.service import EventsService
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import Doorbell
@@ -24,6 +23,7 @@ from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.rpc.boundary import Boundary, required_scopes
 from onefold.rpc.reflection import Reflection
+from onefold.stopping import stop_on_signals
 from onefold.v1 import (
     devices_service_pb2,
     devices_service_pb2_grpc,
@@ -101,22 +101,6 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
     finally:
         await doorbell.stop()
         await database.close()
-
-
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set. Must be called in the main thread's loop."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
-
-
-async def require_schema(database: Database) -> None:
-    """Refuses to start on a schema that is older than this version. A newer one is fine: migrations only add."""
-    missing = await database.read(missing_migrations)
-    if missing:
-        raise failed_precondition(Reason.INTERNAL, f"The database lacks {', '.join(missing)}. Run: onefold migrate")
 
 
 def _listen(server: grpc.aio.Server, settings: Settings) -> int:

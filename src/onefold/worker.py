@@ -1,7 +1,8 @@
 """The worker, from its first line to its last.
 
-arq brings the bells that servers ring. Beside it one loop, the sweep, looks in PostgreSQL for intents whose bell was lost
-and rings it again, or, while Redis is away, works on them itself: Redis may be flushed, stopped or replaced at any moment.
+arq brings the bells that servers ring. Beside it one loop, the sweep, looks in PostgreSQL for intents whose bell was
+lost and rings it again, or, while Redis is away, works on them itself: Redis may be flushed, stopped or replaced at any
+moment.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from onefold.config import Settings
+from onefold.db.migrate import require_schema
 from onefold.db.pool import WORKER_SETTINGS, Database
 from onefold.errors import OnefoldError, Reason, failed_precondition
 from onefold.intents import store as intents
@@ -32,7 +34,7 @@ from onefold.intents.doorbell import (
     serialize_job,
 )
 from onefold.intents.store import Intent
-from onefold.server import require_schema, stop_on_signals
+from onefold.stopping import stop_on_signals
 from onefold.workflows.retention import keep_partitions, purge
 from onefold.workflows.run import STRETCH_SECONDS, Ran, run_intent
 

@@ -10,6 +10,7 @@ import asyncpg
 
 from onefold.db.errors import LOST_CONNECTION, unavailable
 from onefold.db.partitions import ensure_partitions
+from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, failed_precondition
 
@@ -86,6 +87,13 @@ async def missing_migrations(connection: Connection) -> list[str]:
     rows = await connection.fetch("SELECT version FROM schema_migrations") if exists else []
     applied = {row["version"] for row in rows}
     return [migration.name for migration in migrations() if migration.version not in applied]
+
+
+async def require_schema(database: Database) -> None:
+    """Refuses to start on a schema that is older than this version. A newer one is fine: migrations only add."""
+    missing = await database.read(missing_migrations)
+    if missing:
+        raise failed_precondition(Reason.INTERNAL, f"The database lacks {', '.join(missing)}. Run: onefold migrate")
 
 
 async def _connect(database_url: str) -> asyncpg.Connection[asyncpg.Record]:

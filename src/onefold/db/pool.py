@@ -69,7 +69,7 @@ class Database:
         connections: int = 10,
         acquire_seconds: float = 2.0,
     ) -> Database:
-        """Opens a pool of at most `connections`. Raises OnefoldError (UNAVAILABLE) when PostgreSQL cannot be reached."""
+        """Opens a pool of at most `connections`. Raises OnefoldError (UNAVAILABLE) if PostgreSQL is away."""
         try:
             pool = await asyncpg.create_pool(
                 url,
@@ -81,8 +81,8 @@ class Database:
                 server_settings=dict(settings or SERVER_SETTINGS),
                 timeout=5.0,
                 command_timeout=60.0,
-                # Nothing here outlives its transaction (no session locks, cursors or settings), so a connection needs no
-                # cleaning round trip when it goes back.
+                # Nothing here outlives its transaction (no session locks, cursors or settings), so a connection needs
+                # no cleaning round trip when it goes back.
                 reset=_keep_as_it_is,
             )
         except (*LOST_CONNECTION, asyncpg.PostgresError, TimeoutError) as error:

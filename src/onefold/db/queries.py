@@ -32,7 +32,7 @@ class Query:
     parameters: tuple[str, ...]
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
-        """The values in the order of the statement's numbers. KeyError if one is missing, TypeError if one is unknown."""
+        """The values in the order of the statement's numbers. KeyError or TypeError if they are not the parameters."""
         if len(values) != len(self.parameters):
             raise TypeError(f"{self.name} takes {self.parameters}, not {tuple(values)}")
         return [values[parameter] for parameter in self.parameters]

@@ -1,7 +1,7 @@
 """What a registration and a disable do to a profile's copy of a device. Pure.
 
-Registrations and disables of one token are numbered in the order of their commits. A copy is reachable if it was enabled
-by an operation that no disable of the token, finished or not, came after.
+Registrations and disables of one token are numbered in the order of their commits. A copy is reachable if it was
+enabled by an operation that no disable of the token, finished or not, came after.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def _read_token(checker: Checker, field: str, token: str) -> str:
 
 def _read_device(checker: Checker, device: device_pb2.NewDevice) -> Registration:
     token = _read_token(checker, "device.token", device.token)
-    known = list(Platform)
+    known: list[int] = list(Platform)
     if device.platform == device_pb2.PLATFORM_UNSPECIFIED:
         checker.refuse("device.platform", "is required")
     else:
@@ -258,7 +258,7 @@ def _read_device(checker: Checker, device: device_pb2.NewDevice) -> Registration
 
 
 def _page_end(rows: list[store.DeviceRow], count: int) -> int:
-    """How many of the rows make a page: at most `count`, and no more than 3 MiB of data fields (but at least one row)."""
+    """How many of the rows make a page: at most `count`, and 3 MiB of data fields, but at least one row."""
     data_bytes = 0
     for index, row in enumerate(rows):
         data_bytes += len(row.data_fields)

@@ -1,8 +1,8 @@
 """Taking events in: the whole of Track and BatchTrack below the messages.
 
 A batch costs a fixed number of statements, whatever its size: one look-up of everybody it names, one that claims event
-ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request, so
-that a batch does what its events would have done one by one; an item that is refused leaves no trace.
+ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request,
+so that a batch does what its events would have done one by one; an item that is refused leaves no trace.
 """
 
 from __future__ import annotations

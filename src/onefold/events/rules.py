@@ -41,7 +41,7 @@ _COMMERCE: Final = frozenset({EventKind.PURCHASE, EventKind.CART_UPDATE})
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An event of a request, checked. Without `named` it is anonymous. event_id and event_time may be left to the server."""
+    """An event of a request, checked; anonymous without `named`. Id and time may be left to the server."""
 
     named: Named | None
     anonymous_id: str | None
@@ -54,7 +54,7 @@ class Arrival:
     update_existing_only: bool = False
 
     def body_hash(self) -> bytes:
-        """16 bytes that are equal for the same body: whose it is, what, when as given, and the data in any key order."""
+        """16 bytes, equal for the same body: whose it is, what, when as given, and the data in any key order."""
         body = [
             [self.named.email, self.named.user_id] if self.named else None,
             self.anonymous_id,
@@ -115,5 +115,5 @@ def is_backfilled(event_time: datetime, receive_time: datetime) -> bool:
 
 
 def is_associated(receive_time: datetime, grace_end_time: datetime) -> bool:
-    """Whether an anonymous event belongs to the person its id is linked to (A3, A5): received before the grace ended."""
+    """Whether an anonymous event is the person's its id is linked to: received before the grace ended (A3, A5)."""
     return receive_time <= grace_end_time

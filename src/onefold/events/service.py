@@ -213,7 +213,7 @@ def _to_result(accepted: Accepted) -> event_pb2.TrackResult:
         event_id=accepted.event_id,
         receive_time=to_timestamp(accepted.receive_time),
         duplicate=accepted.duplicate,
-        profile_outcome=to_outcome(accepted.profile_outcome) if accepted.profile_outcome else None,
+        profile_outcome=to_outcome(accepted.profile_outcome) if accepted.profile_outcome else None,  # type: ignore[arg-type]  # None is "unset" to protobuf
         profile_id=str(accepted.profile_id) if accepted.profile_id else "",
     )
 

@@ -59,6 +59,6 @@ def to_profile_write(written: Written) -> profile_pb2.ProfileWrite:
     )
 
 
-def to_outcome(outcome: Outcome) -> profile_pb2.WriteOutcome:
+def to_outcome(outcome: Outcome) -> profile_pb2.WriteOutcome.ValueType:
     """The enum's value of the same number."""
     return profile_pb2.WriteOutcome.ValueType(outcome)

@@ -180,7 +180,7 @@ def java_hash_code(text: str) -> int:
 
 
 def generated_placeholder(user_id: str) -> str:
-    """The placeholder email of a profile that only has a user_id (I8), with ASCII letters lower-cased as in any email."""
+    """The placeholder email of a profile that only has a user_id (I8), lower-cased as any email is."""
     if len(user_id) > USER_ID_CHARACTERS:
         # A name for something, not a secret: SHA-1 is what existing clients compute.
         local = hashlib.sha1(user_id.encode(), usedforsecurity=False).hexdigest()

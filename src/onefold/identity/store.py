@@ -211,7 +211,7 @@ async def write_people(
 async def claim_link(
     connection: Connection, project_id: str, anonymous_id: str, profile_id: UUID
 ) -> tuple[LinkRow, bool]:
-    """Links an anonymous_id to a person unless it is linked already; returns the link that stands, and whether it is new."""
+    """Links an anonymous_id to a person unless it is linked; returns the link that stands, and if it is new."""
     row = await queries.claim_link.fetchrow(
         connection,
         project_id=project_id,

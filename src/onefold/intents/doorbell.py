@@ -84,7 +84,7 @@ class Doorbell:
                 await self._redis.aclose()
 
     def ring(self, intent: Intent) -> None:
-        """Says that an intent was committed. Returns at once; a full queue drops the bell, which the sweep makes good."""
+        """Says that an intent was committed. Returns at once; a full queue drops the bell (the sweep finds it)."""
         with contextlib.suppress(asyncio.QueueFull):
             self._bells.put_nowait(intent)
 

@@ -23,7 +23,7 @@ class IntentKind(enum.StrEnum):
 def retry_delay(attempt: int) -> timedelta:
     """How long to wait after the attempt of this number (from 1) failed: 1 s, doubling, 10 min at most."""
     doublings = min(max(attempt - 1, 0), 20)
-    return min(_FIRST_DELAY * 2**doublings, _LONGEST_DELAY)
+    return min(_FIRST_DELAY * (1 << doublings), _LONGEST_DELAY)
 
 
 def gives_up(attempt: int) -> bool:

@@ -19,7 +19,7 @@ class LeaseLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """Names a piece of work: (project_id, intent_id), what kind it is, and how often it was tried since it last got on."""
+    """A piece of work: (project_id, intent_id), its kind, and how often it was tried since it last got on."""
 
     project_id: str
     intent_id: UUID

@@ -11,7 +11,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 import structlog
@@ -60,9 +60,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wraps the method's handler, once per method."""
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
@@ -70,14 +70,14 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         if method not in self._wrapped:
             self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
-                self._guard(method, self._scopes[method], handler.unary_unary),
+                self._guard(method, self._scopes[method], cast("Handler", handler.unary_unary)),
                 request_deserializer=_tolerant(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         return self._wrapped[method]
 
     def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
-        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: RET503
             started = time.perf_counter()
             try:
                 async with asyncio.timeout(_seconds(context)):
@@ -105,8 +105,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _log.warning(
                     "call failed", method=method, kind=error.kind.name, reason=str(error.reason), seconds=seconds
                 )
-            await context.abort_with_status(to_status(error))
-            return None
+            await context.abort_with_status(to_status(error))  # raises
 
         return guarded
 

@@ -32,6 +32,7 @@ def read_token(request: Message, token: str, types: tuple[type, ...]) -> list[An
     if not token:
         return None
     try:
+        key: list[Any]
         asked, *key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         right = asked == _asked(request) and [type(value) for value in key] == list(types)
     except (binascii.Error, ValueError, TypeError):

@@ -61,7 +61,8 @@ class Reflection:
                 case "file_containing_extension":
                     extension = request.file_containing_extension
                     extended = Default().FindMessageTypeByName(extension.containing_type)
-                    return self._file(Default().FindExtensionByNumber(extended, extension.extension_number).file.name)
+                    found = Default().FindExtensionByNumber(extended, extension.extension_number)
+                    return self._file(found.file.name)  # type: ignore[attr-defined]  # the stubs lack it
                 case "all_extension_numbers_of_type":
                     name = request.all_extension_numbers_of_type
                     extensions = Default().FindAllExtensions(Default().FindMessageTypeByName(name))

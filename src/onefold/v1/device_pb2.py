@@ -27,23 +27,23 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from onefold.v1 import profile_pb2 as onefold_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onefold/v1/device.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/profile.proto\"\xb2\x01\n\tNewDevice\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x08platform\x18\x02 \x01(\x0e\x32\x14.onefold.v1.Platform\x12\x18\n\x10\x61pplication_name\x18\x03 \x01(\t\x12.\n\x0b\x64\x61ta_fields\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x05 \x01(\tH\x00\x42\x08\n\x06\x66ields\"\xbf\x02\n\x06\x44\x65vice\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x08platform\x18\x02 \x01(\x0e\x32\x14.onefold.v1.Platform\x12\x18\n\x10\x61pplication_name\x18\x03 \x01(\t\x12.\n\x0b\x64\x61ta_fields\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x05 \x01(\tH\x00\x12\x18\n\x10\x65ndpoint_enabled\x18\x06 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprofile_id\x18\t \x01(\tB\x08\n\x06\x66ields\"_\n\x0bTokenHolder\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\"\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x12.onefold.v1.Device\"\xcf\x01\n\x07\x44isable\x12\x12\n\ndisable_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.onefold.v1.DisableState\x12\x16\n\x0e\x64isabled_count\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*v\n\x08Platform\x12\x18\n\x14PLATFORM_UNSPECIFIED\x10\x00\x12\x11\n\rPLATFORM_APNS\x10\x01\x12\x19\n\x15PLATFORM_APNS_SANDBOX\x10\x02\x12\x10\n\x0cPLATFORM_FCM\x10\x03\x12\x10\n\x0cPLATFORM_WEB\x10\x04*y\n\x0c\x44isableState\x12\x1d\n\x19\x44ISABLE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44ISABLE_STATE_RUNNING\x10\x01\x12\x16\n\x12\x44ISABLE_STATE_DONE\x10\x02\x12\x17\n\x13\x44ISABLE_STATE_STUCK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onefold/v1/device.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/profile.proto\"\xb2\x01\n\tNewDevice\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x08platform\x18\x02 \x01(\x0e\x32\x14.onefold.v1.Platform\x12\x18\n\x10\x61pplication_name\x18\x03 \x01(\t\x12.\n\x0b\x64\x61ta_fields\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x05 \x01(\tH\x00\x42\x08\n\x06\x66ields\"\xd9\x02\n\x06\x44\x65vice\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x08platform\x18\x02 \x01(\x0e\x32\x14.onefold.v1.Platform\x12\x18\n\x10\x61pplication_name\x18\x03 \x01(\t\x12.\n\x0b\x64\x61ta_fields\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x05 \x01(\tH\x00\x12\x1d\n\x10\x65ndpoint_enabled\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprofile_id\x18\t \x01(\tB\x08\n\x06\x66ieldsB\x13\n\x11_endpoint_enabled\"_\n\x0bTokenHolder\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\"\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x12.onefold.v1.Device\"\xcf\x01\n\x07\x44isable\x12\x12\n\ndisable_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.onefold.v1.DisableState\x12\x16\n\x0e\x64isabled_count\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*v\n\x08Platform\x12\x18\n\x14PLATFORM_UNSPECIFIED\x10\x00\x12\x11\n\rPLATFORM_APNS\x10\x01\x12\x19\n\x15PLATFORM_APNS_SANDBOX\x10\x02\x12\x10\n\x0cPLATFORM_FCM\x10\x03\x12\x10\n\x0cPLATFORM_WEB\x10\x04*y\n\x0c\x44isableState\x12\x1d\n\x19\x44ISABLE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44ISABLE_STATE_RUNNING\x10\x01\x12\x16\n\x12\x44ISABLE_STATE_DONE\x10\x02\x12\x17\n\x13\x44ISABLE_STATE_STUCK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onefold.v1.device_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLATFORM']._serialized_start=938
-  _globals['_PLATFORM']._serialized_end=1056
-  _globals['_DISABLESTATE']._serialized_start=1058
-  _globals['_DISABLESTATE']._serialized_end=1179
+  _globals['_PLATFORM']._serialized_start=964
+  _globals['_PLATFORM']._serialized_end=1082
+  _globals['_DISABLESTATE']._serialized_start=1084
+  _globals['_DISABLESTATE']._serialized_end=1205
   _globals['_NEWDEVICE']._serialized_start=129
   _globals['_NEWDEVICE']._serialized_end=307
   _globals['_DEVICE']._serialized_start=310
-  _globals['_DEVICE']._serialized_end=629
-  _globals['_TOKENHOLDER']._serialized_start=631
-  _globals['_TOKENHOLDER']._serialized_end=726
-  _globals['_DISABLE']._serialized_start=729
-  _globals['_DISABLE']._serialized_end=936
+  _globals['_DEVICE']._serialized_end=655
+  _globals['_TOKENHOLDER']._serialized_start=657
+  _globals['_TOKENHOLDER']._serialized_end=752
+  _globals['_DISABLE']._serialized_start=755
+  _globals['_DISABLE']._serialized_end=962
 # @@protoc_insertion_point(module_scope)

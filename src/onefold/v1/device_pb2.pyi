@@ -146,7 +146,9 @@ class Device(_message.Message):
     data_fields_json: _builtins.str
     """As JSON text."""
     endpoint_enabled: _builtins.bool
-    """Whether this profile may be reached on the device. A disable is effective here from the moment it returned."""
+    """Whether this profile may be reached on the device; always set. A disable is effective here from the moment it
+    returned.
+    """
     profile_id: _builtins.str
     """The profile that holds this copy."""
     @_builtins.property
@@ -169,17 +171,22 @@ class Device(_message.Message):
         application_name: _builtins.str = ...,
         data_fields: _struct_pb2.Struct | None = ...,
         data_fields_json: _builtins.str = ...,
-        endpoint_enabled: _builtins.bool = ...,
+        endpoint_enabled: _builtins.bool | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         profile_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_endpoint_enabled", b"_endpoint_enabled", "create_time", b"create_time", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "endpoint_enabled", b"endpoint_enabled", "fields", b"fields", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_name", b"application_name", "create_time", b"create_time", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "endpoint_enabled", b"endpoint_enabled", "fields", b"fields", "platform", b"platform", "profile_id", b"profile_id", "token", b"token", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_endpoint_enabled", b"_endpoint_enabled", "application_name", b"application_name", "create_time", b"create_time", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "endpoint_enabled", b"endpoint_enabled", "fields", b"fields", "platform", b"platform", "profile_id", b"profile_id", "token", b"token", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__endpoint_enabled: _TypeAlias = _typing.Literal["endpoint_enabled"]  # noqa: Y015
+    _WhichOneofArgType__endpoint_enabled: _TypeAlias = _typing.Literal["_endpoint_enabled", b"_endpoint_enabled"]  # noqa: Y015
     _WhichOneofReturnType_fields: _TypeAlias = _typing.Literal["data_fields", "data_fields_json"]  # noqa: Y015
     _WhichOneofArgType_fields: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__endpoint_enabled) -> _WhichOneofReturnType__endpoint_enabled | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fields) -> _WhichOneofReturnType_fields | None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015

@@ -1,9 +1,9 @@
 """Relocating an anonymous_id's events into the timeline of the person it was linked to.
 
-The link took effect when Identify committed; this only moves rows. Events that arrive later find the link and go straight
-to the person, so what is left to move is what was there, and the stragglers: events whose transaction began before the
-link was committed and ended after. None of those lives longer than the transaction timeout, so a pass that begins that
-much after a worker first saw the link leaves nothing behind, and closes it.
+The link took effect when Identify committed; this only moves rows. Events that arrive later find the link and go
+straight to the person, so what is left to move is what was there, and the stragglers: events whose transaction began
+before the link was committed and ended after. None of those lives longer than the transaction timeout, so a pass that
+begins that much after a worker first saw the link leaves nothing behind, and closes it.
 """
 
 from __future__ import annotations

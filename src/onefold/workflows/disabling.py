@@ -1,7 +1,7 @@
 """Switching off every holder's copy of a token.
 
-The disable took effect when DisableDevice committed; this only writes what reads work out already. Registrations exclude
-the disable by the token's lock and take their number under it, so there are no stragglers: one pass is enough.
+The disable took effect when DisableDevice committed; this only writes what reads work out already. Registrations
+exclude the disable by the token's lock and take their number under it, so there are no stragglers: one pass is enough.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Reads hide each of these at the moment its time is over; here it is only removed
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from onefold.db.partitions import drop_partition, ensure_partitions, expired_partitions, partitions
@@ -44,11 +45,7 @@ async def purge(database: Database) -> int:
     ]
     for query, lifetime in steps:
         for _ in range(_PURGE_STEPS):
-            count = await database.transact(
-                lambda connection, query=query, lifetime=lifetime: query.execute(
-                    connection, lifetime=lifetime, count=_PURGE_ROWS
-                )
-            )
+            count = await database.transact(partial(query.execute, lifetime=lifetime, count=_PURGE_ROWS))
             removed += count
             if count < _PURGE_ROWS:
                 break

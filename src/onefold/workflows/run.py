@@ -1,7 +1,7 @@
 """Running one intent: take its lease, go on chunk by chunk, give it back.
 
-A chunk is one transaction that first renews the lease, so a worker that was frozen past its lease writes nothing more. A
-worker that is killed loses the chunk it was at; the next one goes on when the lease ends.
+A chunk is one transaction that first renews the lease, so a worker that was frozen past its lease writes nothing more.
+A worker that is killed loses the chunk it was at; the next one goes on when the lease ends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import enum
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import structlog
@@ -31,7 +32,12 @@ _log = structlog.get_logger()
 # Work on one intent for at most this long at a stretch, so that one with millions of rows lets others in.
 STRETCH_SECONDS: Final = 15.0
 
-Chunk: TypeAlias = Callable[[Connection, Lease, Any], Awaitable[Any]]
+
+class Chunk(Protocol):
+    """One transaction's worth of work; returns where to go on, or None when the intent is finished or postponed."""
+
+    def __call__(self, connection: Connection, lease: Lease, position: Any) -> Awaitable[Any]: ...
+
 
 CHUNKS: Final[Mapping[IntentKind, Chunk]] = {
     IntentKind.ASSOCIATION: relocate_chunk,
@@ -51,7 +57,7 @@ class Ran(enum.Enum):
 async def run_intent(
     database: Database, project_id: str, intent_id: UUID, *, stretch_seconds: float = STRETCH_SECONDS
 ) -> Ran:
-    """Works on an intent until it is finished or postponed, or the stretch is over. Raises nothing but CancelledError."""
+    """Works on an intent until it is done or postponed, or the stretch is over. Raises only CancelledError."""
     try:
         lease = await database.transact(lambda connection: intents.take(connection, project_id, intent_id))
     except OnefoldError as error:
@@ -79,8 +85,7 @@ async def _run(database: Database, lease: Lease, until: float) -> Ran:
     chunk = CHUNKS[lease.intent.kind]
     position: Any = None
     while True:
-        here = position
-        position = await database.transact(lambda connection, here=here: chunk(connection, lease, here))
+        position = await database.transact(partial(chunk, lease=lease, position=position))
         if position is None:
             return Ran.ENDED
         if time.monotonic() >= until:
