@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -45,6 +45,8 @@ class Project:
     event_merging_enabled: bool
     create_time: datetime
     update_time: datetime
+    # Keys the hashes of forgotten identifiers: of a server's secret and the project, so that no two projects share one.
+    forget_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

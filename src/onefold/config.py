@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +13,11 @@ class Settings(BaseSettings):
 
     database_url: str = Field(description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.")
     redis_url: str = Field(description="Redis or Valkey, as redis://HOST:PORT/0, rediss://... or unix:///PATH.")
+    forget_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Keys the hashes of forgotten identifiers; the same for ever. Default: one kept in the database.",
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     server_connections: int = Field(default=10, ge=2, le=100, description="PostgreSQL connections of one server.")

@@ -16,11 +16,14 @@ from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
 from onefold.errors import Kind, OnefoldError, Reason
 from onefold.events.service import EventsService
+from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.merges.service import MergeCalls
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
+from onefold.projects.store import forget_secret
 from onefold.rpc.boundary import Boundary, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
@@ -36,6 +39,16 @@ from onefold.v1 import (
 )
 
 _log = structlog.get_logger()
+
+
+class Identity(IdentityService, MergeCalls, ForgetCalls):
+    """The whole IdentityService: profiles, merging, forgetting."""
+
+    def __init__(self, database: Database, doorbell: Doorbell) -> None:
+        IdentityService.__init__(self, database, doorbell)
+        MergeCalls.__init__(self, database, doorbell)
+        ForgetCalls.__init__(self, database, doorbell)
+
 
 FILES: Final = [
     devices_service_pb2.DESCRIPTOR,
@@ -70,13 +83,16 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
     doorbell = Doorbell(settings.redis_url)
     try:
         await require_schema(database)
-        authenticator = Authenticator(database)
+        secret = settings.forget_secret
+        authenticator = Authenticator(
+            database, secret.get_secret_value().encode() if secret else await database.read(forget_secret)
+        )
         server = grpc.aio.server(
             interceptors=[Boundary(authenticator, required_scopes(FILES))],
             options=_OPTIONS,
             maximum_concurrent_rpcs=settings.concurrent_calls,
         )
-        identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityService(database, doorbell), server)
+        identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
         events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(

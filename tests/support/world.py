@@ -18,18 +18,19 @@ from onefold.workflows.run import CHUNKS, Ran, run_intent
 # the database's clock moving on, and no production code needs a switch for it.
 _MOMENTS = {
     "profiles": ["signup_time", "profile_update_time", "create_time", "update_time"],
-    "identifiers": ["link_time", "grace_end_time"],
+    "identifiers": ["link_time", "grace_end_time", "redirect_end_time"],
     "events": ["event_time", "receive_time"],
     "anonymous_events": ["event_time", "receive_time"],
     "event_ids": ["receive_time"],
     "merges": [
         "create_time",
-        "window_end_time",
-        "first_pass_time",
         "settle_time",
+        "undo_time",
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
+    "moves": ["window_end_time", "alive_after", "create_time", "first_pass_time"],
+    "forgotten": ["forget_time"],
     "devices": ["create_time", "update_time"],
     "token_disables": ["create_time", "finish_time"],
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],

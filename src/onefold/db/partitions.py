@@ -33,13 +33,14 @@ def wanted_days(now: datetime) -> list[date]:
     return [first + _DAY * offset for offset in range((last - first).days + 1)]
 
 
-def expired_partitions(names: list[str], now: datetime, oldest_open_merge: datetime | None) -> list[str]:
+def expired_partitions(names: list[str], now: datetime, oldest_wanted: datetime | None) -> list[str]:
     """The partitions of which no row can be seen or moved any more.
 
-    An event belongs to a person for good if it was less than 30 days old when its id was linked; so while a merge is
-    open, what was alive at its time is kept for the worker. One more hour covers merges that are being committed.
+    An event belongs to a person for good if it was less than 30 days old when its id was linked; so what a worker has
+    still to move (from `oldest_wanted` on) is kept for it. One more hour covers links that are being committed.
     """
-    horizon = min(now, oldest_open_merge or now) - ANONYMOUS_LIFETIME - timedelta(hours=1)
+    expired_before = now - ANONYMOUS_LIFETIME
+    horizon = min(expired_before, oldest_wanted or expired_before) - timedelta(hours=1)
     expired = []
     for name in names:
         match = _NAME.fullmatch(name)

@@ -23,13 +23,14 @@ from onefold.identity.messages import (
 )
 from onefold.identity.people import find_profile_id, write_profile
 from onefold.identity.rules import Call, Outcome, SignupSource
+from onefold.identity.store import hold_profile
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
-from onefold.limits import DEVICE_FIELDS_BYTES, NAME_BYTES, PAGE_DATA_BYTES, TOKEN_BYTES
+from onefold.limits import DEVICE_FIELDS_BYTES, NAME_BYTES, TOKEN_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_size, read_token
+from onefold.rpc.paging import make_token, page_end, page_size, read_token
 from onefold.rpc.payload import read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.v1 import device_pb2, devices_service_pb2, devices_service_pb2_grpc, profile_pb2
@@ -148,7 +149,7 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
 
         rows = await self._database.read(list_page, snapshot=True)
         answer = devices_service_pb2.ListDevicesResponse()
-        end = _page_end(rows, count)
+        end = page_end([len(row.data_fields) for row in rows], count)
         for row in rows[:end]:
             answer.devices.append(_to_device(row, as_json=as_json))
         if end < len(rows):
@@ -171,7 +172,7 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
             lambda connection: store.list_token_holders(connection, project.project_id, token, after, count + 1)
         )
         answer = devices_service_pb2.ListTokenHoldersResponse()
-        end = _page_end([row.device for row in rows], count)
+        end = page_end([len(row.device.data_fields) for row in rows], count)
         for row in rows[:end]:
             answer.holders.add(
                 identifiers=to_identifiers(row.email, row.user_id), device=_to_device(row.device, as_json=as_json)
@@ -197,6 +198,8 @@ async def _register(connection: Connection, project: Project, profile_id: UUID, 
 async def _disable_one(
     connection: Connection, project: Project, profile_id: UUID, token: str
 ) -> devices_service_pb2.DisableDeviceResponse:
+    # Held, so that a merge cannot take the copy along while it is being switched off.
+    await hold_profile(connection, project.project_id, profile_id)
     await store.lock_token(connection, project.project_id, token, shared=True)
     stored = await store.find_copy(connection, project.project_id, profile_id, token)
     if stored is None:
@@ -255,16 +258,6 @@ def _read_device(checker: Checker, device: device_pb2.NewDevice) -> Registration
             ).value
     platform = Platform(device.platform) if device.platform in known else Platform.APNS
     return Registration(token, platform, application_name, fields)
-
-
-def _page_end(rows: list[store.DeviceRow], count: int) -> int:
-    """How many of the rows make a page: at most `count`, and 3 MiB of data fields, but at least one row."""
-    data_bytes = 0
-    for index, row in enumerate(rows):
-        data_bytes += len(row.data_fields)
-        if index == count or (index and data_bytes > PAGE_DATA_BYTES):
-            return index
-    return len(rows)
 
 
 def _to_device(row: store.DeviceRow, *, as_json: bool) -> device_pb2.Device:

@@ -191,6 +191,7 @@ def _row(item: _Item, now: datetime) -> EventRow:
     return EventRow(
         profile_id,
         arrival.anonymous_id,
+        item.link.origin_id if item.link is not None else None,
         item.link.merge_id if item.link is not None else None,
         arrival.event_time or now,
         arrival.event_id or event_id_at(now, item.position),

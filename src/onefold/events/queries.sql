@@ -31,7 +31,7 @@ INSERT INTO events (
     receive_time,
     kind,
     was_anonymous,
-    merge_id,
+    origin_id,
     name,
     anonymous_id,
     data
@@ -43,8 +43,8 @@ SELECT
     new.event_id,
     now(),
     new.kind,
-    new.merge_id IS NOT NULL,
-    new.merge_id,
+    new.origin_id IS NOT NULL,
+    new.origin_id,
     new.name,
     new.anonymous_id,
     new.data
@@ -54,11 +54,11 @@ FROM
         :event_times::timestamptz [],
         :event_ids::text [],
         :kinds::smallint [],
-        :merge_ids::uuid [],
+        :origin_ids::uuid [],
         :names::text [],
         :anonymous_ids::text [],
         :data::json []
-    ) AS new (profile_id, event_time, event_id, kind, merge_id, name, anonymous_id, data)
+    ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, data)
 ON CONFLICT DO NOTHING;
 
 -- name: insert_anonymous_events
@@ -109,17 +109,38 @@ FROM
 WHERE merges.project_id = :project_id AND merges.merge_id = late.merge_id;
 
 -- name: list_events
--- One page of a person's timeline, newest first: the person's own rows and, while a merge into them is open, the source's
--- rows that are not moved yet. One statement sees one moment, and a row is moved in one transaction, so it is seen once.
--- Of an anonymous_id's rows those belong to the person that were alive when the id was linked and received before the
--- grace ended.
-WITH own AS (
+-- One page of a person's timeline, newest first: the person's own rows, without those that a move is giving back to
+-- somebody else, and what open moves say is the person's wherever it lies. One statement sees one moment, and a row is
+-- moved in one transaction, so it is seen once. Each part reads at most a page by an index.
+WITH open_moves AS (
+    SELECT container_profile_id, container_subject_id, origin_ids, window_end_time, alive_after
+    FROM moves
+    WHERE project_id = :project_id AND owner_profile_id = :profile_id
+),
+
+own AS (
     SELECT
-        event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
+        event_time,
+        event_id,
+        receive_time,
+        kind,
+        was_anonymous AS was_anonymous,
+        name,
+        anonymous_id,
+        data
     FROM events
     WHERE
         project_id = :project_id
         AND profile_id = :profile_id
+        AND (
+            origin_id = ANY(
+                ARRAY(
+                    SELECT unnest(moves.origin_ids)
+                    FROM moves
+                    WHERE moves.project_id = :project_id AND moves.container_profile_id = :profile_id
+                )
+            )
+        ) IS NOT TRUE
         AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
         AND event_time >= :start_time::timestamptz
         AND (:names::text [] IS NULL OR name = ANY(:names::text []))
@@ -128,26 +149,35 @@ WITH own AS (
     LIMIT :count::integer
 ),
 
-looked_through AS (
-    SELECT
-        source.event_time,
-        source.event_id,
-        source.receive_time,
-        source.kind,
-        true AS was_anonymous,
-        source.name,
-        source.anonymous_id,
-        source.data
-    FROM merges
+-- Of profiles that were merged into the person: everything, without what is being given back from there.
+from_profiles AS (
+    SELECT source.*
+    FROM open_moves
     CROSS JOIN LATERAL (
         SELECT
-            event_time, event_id, receive_time, kind, name, anonymous_id, data
-        FROM anonymous_events
+            event_time,
+            event_id,
+            receive_time,
+            kind,
+            was_anonymous AS was_anonymous,
+            name,
+            anonymous_id,
+            data
+        FROM events
         WHERE
             project_id = :project_id
-            AND subject_id = merges.subject_id
-            AND receive_time <= merges.window_end_time
-            AND event_time > merges.create_time - :lifetime::interval
+            AND profile_id = open_moves.container_profile_id
+            AND (
+                origin_id = ANY(
+                    ARRAY(
+                        SELECT unnest(moves.origin_ids)
+                        FROM moves
+                        WHERE
+                            moves.project_id = :project_id
+                            AND moves.container_profile_id = open_moves.container_profile_id
+                    )
+                )
+            ) IS NOT TRUE
             AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
             AND event_time >= :start_time::timestamptz
             AND (:names::text [] IS NULL OR name = ANY(:names::text []))
@@ -155,51 +185,160 @@ looked_through AS (
         ORDER BY event_time DESC, event_id DESC
         LIMIT :count::integer
     ) AS source
-    WHERE
-        merges.project_id = :project_id
-        AND merges.target_profile_id = :profile_id
-        AND merges.settle_time IS NULL
+    WHERE open_moves.container_profile_id IS NOT NULL AND open_moves.origin_ids IS NULL
+),
+
+-- Of merges that were undone: what came from the person.
+given_back AS (
+    SELECT source.*
+    FROM open_moves
+    CROSS JOIN LATERAL unnest(open_moves.origin_ids) AS origin (origin_id)
+    CROSS JOIN LATERAL (
+        SELECT
+            event_time,
+            event_id,
+            receive_time,
+            kind,
+            was_anonymous AS was_anonymous,
+            name,
+            anonymous_id,
+            data
+        FROM events
+        WHERE
+            project_id = :project_id
+            AND profile_id = open_moves.container_profile_id
+            AND origin_id = origin.origin_id
+            AND event_time > open_moves.alive_after
+            AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+            AND event_time >= :start_time::timestamptz
+            AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+            AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
+        ORDER BY event_time DESC, event_id DESC
+        LIMIT :count::integer
+    ) AS source
+    WHERE open_moves.origin_ids IS NOT NULL
+),
+
+-- Of anonymous ids: what was received before the grace ended and was alive when the id was linked.
+from_subjects AS (
+    SELECT source.*
+    FROM open_moves
+    CROSS JOIN LATERAL (
+        SELECT
+            event_time,
+            event_id,
+            receive_time,
+            kind,
+            true AS was_anonymous,
+            name,
+            anonymous_id,
+            data
+        FROM anonymous_events
+        WHERE
+            project_id = :project_id
+            AND subject_id = open_moves.container_subject_id
+            AND receive_time <= open_moves.window_end_time
+            AND event_time > open_moves.alive_after
+            AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+            AND event_time >= :start_time::timestamptz
+            AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+            AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
+        ORDER BY event_time DESC, event_id DESC
+        LIMIT :count::integer
+    ) AS source
+    WHERE open_moves.container_subject_id IS NOT NULL
 )
 
 SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
 FROM own
 UNION ALL
 SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
-FROM looked_through
+FROM from_profiles
+UNION ALL
+SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
+FROM given_back
+UNION ALL
+SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
+FROM from_subjects
 ORDER BY event_time DESC, event_id DESC
 LIMIT :count::integer;
 
 -- name: list_anonymous_events
--- One page of a visitor's events that are nobody's, newest first: younger than 30 days at this moment, and, if the id is
--- linked, received after its grace.
-SELECT
-    event_time,
-    event_id,
-    receive_time,
-    kind,
-    false AS was_anonymous,
-    name,
-    anonymous_id,
-    data
-FROM anonymous_events
-WHERE
-    project_id = :project_id
-    AND subject_id = :subject_id
-    AND event_time > now() - :lifetime::interval
-    AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
-    AND event_time >= :start_time::timestamptz
-    AND (:names::text [] IS NULL OR name = ANY(:names::text []))
-    AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
-    AND receive_time > coalesce(
-        (
-            SELECT identifiers.grace_end_time
-            FROM identifiers
-            WHERE
-                identifiers.project_id = :project_id
-                AND identifiers.kind = 3
-                AND identifiers.value = :anonymous_id
-        ),
-        '-infinity'
-    )
+-- One page of a visitor's events that are nobody's, newest first: younger than 30 days at this moment, and received after
+-- the grace if the id is linked. Rows that an undone association is giving back are the visitor's again.
+WITH own AS (
+    SELECT
+        event_time,
+        event_id,
+        receive_time,
+        kind,
+        false AS was_anonymous,
+        name,
+        anonymous_id,
+        data
+    FROM anonymous_events
+    WHERE
+        project_id = :project_id
+        AND subject_id = :subject_id
+        AND event_time > now() - :lifetime::interval
+        AND receive_time > coalesce(
+            (
+                SELECT max(moves.window_end_time)
+                FROM moves
+                WHERE moves.project_id = :project_id AND moves.container_subject_id = :subject_id
+            ),
+            (
+                SELECT identifiers.grace_end_time
+                FROM identifiers
+                WHERE
+                    identifiers.project_id = :project_id
+                    AND identifiers.kind = 3
+                    AND identifiers.value = :anonymous_id
+            ),
+            '-infinity'
+        )
+        AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+        AND event_time >= :start_time::timestamptz
+        AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+        AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
+    ORDER BY event_time DESC, event_id DESC
+    LIMIT :count::integer
+),
+
+given_back AS (
+    SELECT source.*
+    FROM moves
+    CROSS JOIN LATERAL unnest(moves.origin_ids) AS origin (origin_id)
+    CROSS JOIN LATERAL (
+        SELECT
+            event_time,
+            event_id,
+            receive_time,
+            kind,
+            false AS was_anonymous,
+            name,
+            anonymous_id,
+            data
+        FROM events
+        WHERE
+            project_id = :project_id
+            AND profile_id = moves.container_profile_id
+            AND origin_id = origin.origin_id
+            AND event_time > now() - :lifetime::interval
+            AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+            AND event_time >= :start_time::timestamptz
+            AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+            AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
+        ORDER BY event_time DESC, event_id DESC
+        LIMIT :count::integer
+    ) AS source
+    WHERE moves.project_id = :project_id AND moves.owner_subject_id = :subject_id
+)
+
+SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
+FROM own
+UNION ALL
+SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
+FROM given_back
 ORDER BY event_time DESC, event_id DESC
 LIMIT :count::integer;

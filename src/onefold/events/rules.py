@@ -71,6 +71,8 @@ class EventRow:
 
     profile_id: UUID | None
     anonymous_id: str | None
+    # Of a late event of a linked id: its subject, and the ledger entry that counts it.
+    origin_id: UUID | None
     merge_id: UUID | None
     event_time: datetime
     event_id: str

@@ -26,10 +26,9 @@ from onefold.limits import (
     EVENT_ID_CHARACTERS,
     FILTER_NAMES,
     NAME_BYTES,
-    PAGE_DATA_BYTES,
 )
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_size, read_token
+from onefold.rpc.paging import make_token, page_end, page_size, read_token
 from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.rpc.status import to_item_error
@@ -227,13 +226,11 @@ def _to_page(
     as_json: bool,
 ) -> events_service_pb2.ListEventsResponse:
     answer = events_service_pb2.ListEventsResponse()
-    data_bytes = 0
-    for index, row in enumerate(rows):
-        data_bytes += len(row.data)
-        if index == count or (index and data_bytes > PAGE_DATA_BYTES):
-            last = rows[index - 1]
-            answer.next_page_token = make_token(request, [to_microseconds(last.event_time), last.event_id])
-            break
+    end = page_end([len(row.data) for row in rows], count)
+    if end < len(rows):
+        last = rows[end - 1]
+        answer.next_page_token = make_token(request, [to_microseconds(last.event_time), last.event_id])
+    for row in rows[:end]:
         event = answer.events.add(
             event_id=row.event_id,
             name=row.name,

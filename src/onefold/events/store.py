@@ -86,7 +86,7 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
             event_times=[row.event_time for row in known],
             event_ids=[row.event_id for row in known],
             kinds=[row.kind for row in known],
-            merge_ids=[row.merge_id for row in known],
+            origin_ids=[row.origin_id for row in known],
             names=[row.name for row in known],
             anonymous_ids=[row.anonymous_id for row in known],
             data=[row.data for row in known],
@@ -118,7 +118,6 @@ async def list_events(connection: Connection, project_id: str, profile_id: UUID,
         names=wanted.names,
         kinds=wanted.kinds,
         count=wanted.count,
-        lifetime=ANONYMOUS_LIFETIME,
     )
     return [_event(row) for row in rows]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import orjson
+
 from onefold.callers import Project
 from onefold.identity.people import Written
 from onefold.identity.rules import Named, Outcome, anonymous_id_problem, is_placeholder, name_person
-from onefold.rpc.checks import Checker
+from onefold.identity.store import Profile
+from onefold.rpc.checks import Checker, to_timestamp
+from onefold.rpc.payload import write_struct
 from onefold.v1 import data_format_pb2, profile_pb2
 
 
@@ -62,3 +66,25 @@ def to_profile_write(written: Written) -> profile_pb2.ProfileWrite:
 def to_outcome(outcome: Outcome) -> profile_pb2.WriteOutcome.ValueType:
     """The enum's value of the same number."""
     return profile_pb2.WriteOutcome.ValueType(outcome)
+
+
+def to_profile(profile: Profile, *, as_json: bool) -> profile_pb2.Profile:
+    """A profile as an answer has it."""
+    answer = profile_pb2.Profile(
+        profile_id=str(profile.profile_id),
+        identifiers=to_identifiers(profile.email, profile.user_id),
+        email_domain=profile.email.rpartition("@")[2] if profile.email else "",
+        email_is_placeholder=is_placeholder(profile.email),
+        is_unknown=profile.is_unknown,
+        signup_source=profile_pb2.SignupSource.ValueType(profile.signup_source),
+        signup_time=to_timestamp(profile.signup_time),
+        profile_update_time=to_timestamp(profile.profile_update_time),
+        create_time=to_timestamp(profile.create_time),
+        update_time=to_timestamp(profile.update_time),
+    )
+    if as_json:
+        answer.data_fields_json = profile.data_fields
+    else:
+        write_struct(answer.data_fields, orjson.loads(profile.data_fields))
+        answer.data_fields.SetInParent()
+    return answer

@@ -11,9 +11,11 @@ from onefold.errors import OnefoldError, Reason, not_found
 from onefold.identity import store
 from onefold.identity.rules import (
     Call,
+    IdentifierKind,
     Named,
     Outcome,
     Person,
+    SignupSource,
     updated_fields,
     wanted_identifiers,
 )
@@ -60,6 +62,30 @@ async def write_profile(
         await store.set_data_fields(connection, project.project_id, person.profile_id, updated)
         outcome = Outcome.UPDATED
     return Written(person, outcome, holder_count)
+
+
+async def rename(connection: Connection, project: Project, named: Named, kind: IdentifierKind, value: str) -> Written:
+    """Gives the person another email or user_id; USER_ID and HYBRID projects create one who is not there (I6, I12).
+
+    Raises PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, IDENTIFIER_TAKEN, FORGOTTEN, and LostRaceError.
+    """
+    wanted = [*wanted_identifiers(project.identifier_type, named), (kind, value)]
+    found = await store.find(connection, project, wanted)
+    directory = found.directory
+    directory.refuse_forgotten(named)
+    person = directory.find(named)
+    outcome = Outcome.UPDATED
+    if person is None:
+        if project.identifier_type is IdentifierType.EMAIL:
+            raise profile_not_found()
+        outcome = Outcome.CREATED
+        person = directory.create(named, SignupSource.PROFILE_UPDATE)
+    left_to_them = (kind, value) in directory.redirects
+    renamed = directory.rename(person, kind, value)
+    if left_to_them and renamed is Outcome.UPDATED and person.profile_id is not None:
+        await store.release_redirect(connection, project, kind, value, person.profile_id)
+    await store.write_people(connection, project, directory)
+    return Written(person, outcome if outcome is Outcome.CREATED else renamed, 0)
 
 
 async def find_profile_id(

@@ -1,7 +1,8 @@
 -- name: find_holders
 -- Who holds each identifier of a batch, and the moment: one row per identifier asked for, with a null profile_id where
--- nobody does. Of several holders the oldest, which is the one with the lowest profile_id. The database's clock comes
--- along because whoever asks is about to decide by it. holder_count is counted only when asked for.
+-- nobody does. Of several holders the oldest, which is the one with the lowest profile_id, and one that an identifier was
+-- left to by a merge only if nobody has it himself. The database's clock comes along because whoever asks is about to
+-- decide by it. holder_count is counted only when asked for.
 SELECT
     wanted.kind,
     wanted.value,
@@ -9,6 +10,8 @@ SELECT
     holder.merge_id,
     holder.link_time,
     holder.grace_end_time,
+    coalesce(holder.is_redirect, false) AS is_redirect,
+    forgotten.hash IS NOT NULL AS is_forgotten,
     profile.email,
     profile.user_id,
     now() AS now,
@@ -17,20 +20,31 @@ SELECT
             THEN (
                 SELECT count(*)
                 FROM identifiers AS other
-                WHERE other.project_id = :project_id AND other.kind = wanted.kind AND other.value = wanted.value
+                WHERE
+                    other.project_id = :project_id
+                    AND other.kind = wanted.kind
+                    AND other.value = wanted.value
+                    AND other.redirect_end_time IS NULL
             )
     END AS holder_count
-FROM unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
+FROM unnest(:kinds::smallint [], :values::text [], :hashes::bytea []) AS wanted (kind, value, hash)
 LEFT JOIN LATERAL (
-    SELECT identifiers.profile_id, identifiers.merge_id, identifiers.link_time, identifiers.grace_end_time
+    SELECT
+        identifiers.profile_id,
+        identifiers.merge_id,
+        identifiers.link_time,
+        identifiers.grace_end_time,
+        identifiers.redirect_end_time IS NOT NULL AS is_redirect
     FROM identifiers
     WHERE
         identifiers.project_id = :project_id
         AND identifiers.kind = wanted.kind
         AND identifiers.value = wanted.value
-    ORDER BY identifiers.profile_id
+        AND (identifiers.redirect_end_time IS NULL OR identifiers.redirect_end_time > now())
+    ORDER BY is_redirect, identifiers.profile_id
     LIMIT 1
 ) AS holder ON true
+LEFT JOIN forgotten ON forgotten.project_id = :project_id AND forgotten.hash = wanted.hash
 LEFT JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id;
 
 -- name: get_profile
@@ -72,7 +86,11 @@ SELECT
             THEN (
                 SELECT count(*)
                 FROM identifiers AS other
-                WHERE other.project_id = :project_id AND other.kind = wanted.kind AND other.value = wanted.value
+                WHERE
+                    other.project_id = :project_id
+                    AND other.kind = wanted.kind
+                    AND other.value = wanted.value
+                    AND other.redirect_end_time IS NULL
             )
     END AS holder_count
 FROM unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
@@ -83,7 +101,8 @@ CROSS JOIN LATERAL (
         identifiers.project_id = :project_id
         AND identifiers.kind = wanted.kind
         AND identifiers.value = wanted.value
-    ORDER BY identifiers.profile_id
+        AND (identifiers.redirect_end_time IS NULL OR identifiers.redirect_end_time > now())
+    ORDER BY identifiers.redirect_end_time IS NOT NULL, identifiers.profile_id
     LIMIT 1
 ) AS holder
 INNER JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id;
@@ -130,6 +149,9 @@ FROM
 ORDER BY new.kind, new.value, new.profile_id
 ON CONFLICT DO NOTHING;
 
+-- name: any_forgotten
+SELECT EXISTS (SELECT FROM forgotten WHERE project_id = :project_id AND hash = ANY(:hashes::bytea []));
+
 -- name: insert_profiles
 INSERT INTO profiles (project_id, profile_id, email, user_id, data_fields, signup_source)
 SELECT :project_id, new.profile_id, new.email, new.user_id, new.data_fields, new.signup_source
@@ -144,26 +166,84 @@ SET email = new.email, user_id = new.user_id, profile_update_time = now(), updat
 FROM unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text []) AS new (profile_id, email, user_id)
 WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;
 
+-- name: lock_data_fields
+-- The profiles of a batch, held until the end of the transaction, with what its updates build on.
+SELECT profile_id, email, user_id, data_fields::text AS data_fields
+FROM profiles
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
+ORDER BY profile_id
+FOR UPDATE;
+
+-- name: set_many_data_fields
+UPDATE profiles
+SET data_fields = new.data_fields, profile_update_time = now(), update_time = now()
+FROM unnest(:profile_ids::uuid [], :data_fields::jsonb []) AS new (profile_id, data_fields)
+WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;
+
+-- name: lookup_profiles
+-- Every holder of an identifier after a certain one, oldest first.
+SELECT
+    profile.profile_id,
+    profile.email,
+    profile.user_id,
+    profile.data_fields::text AS data_fields,
+    profile.is_unknown,
+    profile.signup_source,
+    profile.signup_time,
+    profile.profile_update_time,
+    profile.create_time,
+    profile.update_time
+FROM identifiers AS holder
+INNER JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id
+WHERE
+    holder.project_id = :project_id
+    AND holder.kind = :kind
+    AND holder.value = :value
+    AND (holder.redirect_end_time IS NULL OR holder.redirect_end_time > now())
+    AND holder.profile_id > :after_profile_id
+ORDER BY holder.profile_id
+LIMIT :count::integer;
+
 -- name: set_data_fields
 UPDATE profiles
 SET data_fields = :data_fields::jsonb, profile_update_time = now(), update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
+-- name: release_expired_redirects
+-- Frees identifiers that a merge left and whose time is over.
+DELETE FROM identifiers
+USING unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
+WHERE
+    identifiers.project_id = :project_id
+    AND identifiers.kind = wanted.kind
+    AND identifiers.value = wanted.value
+    AND identifiers.redirect_end_time <= now();
+
+-- name: release_redirect
+DELETE FROM identifiers
+WHERE
+    project_id = :project_id
+    AND kind = :kind
+    AND value = :value
+    AND profile_id = :profile_id
+    AND redirect_end_time IS NOT NULL;
+
 -- name: claim_link
 -- Links an anonymous_id to a person and opens its entry in the ledger; no row if it is linked already. A second Identify
--- of the same id waits here until the first has ended, so the first commit wins.
+-- of the same id waits here until the first has ended, so the first commit wins. The subject's stored events are the
+-- person's from here on, and so is what an undone association is still giving back to the subject.
 WITH link AS (
     INSERT INTO identifiers (
-        project_id, kind, value, profile_id, exclusive, merge_id, link_time, grace_end_time
+        project_id, kind, value, profile_id, exclusive, origin_id, merge_id, link_time, grace_end_time
     )
-    VALUES (:project_id, 3, :anonymous_id, :profile_id, true, uuidv7(), now(), now() + :grace::interval)
+    VALUES (:project_id, 3, :anonymous_id, :profile_id, true, :subject_id, uuidv7(), now(), now() + :grace::interval)
     ON CONFLICT DO NOTHING
     RETURNING profile_id, merge_id, link_time, grace_end_time
 ),
 
 ledger AS (
     INSERT INTO merges (
-        project_id, merge_id, kind, target_profile_id, anonymous_id, subject_id, create_time, window_end_time
+        project_id, merge_id, kind, target_profile_id, anonymous_id, origin_ids, create_time, key_id
     )
     SELECT
         :project_id,
@@ -171,10 +251,44 @@ ledger AS (
         'ASSOCIATION',
         link.profile_id,
         :anonymous_id,
-        :subject_id,
+        ARRAY[:subject_id::uuid],
         link.link_time,
-        link.grace_end_time
+        :key_id
     FROM link
+),
+
+move AS (
+    INSERT INTO moves (
+        project_id,
+        move_id,
+        merge_id,
+        container_subject_id,
+        owner_profile_id,
+        window_end_time,
+        alive_after,
+        create_time
+    )
+    SELECT
+        :project_id,
+        link.merge_id,
+        link.merge_id,
+        :subject_id,
+        link.profile_id,
+        link.grace_end_time,
+        link.link_time - :lifetime::interval,
+        link.link_time
+    FROM link
+),
+
+given_back AS (
+    UPDATE moves
+    SET
+        owner_profile_id = link.profile_id,
+        owner_subject_id = NULL,
+        alive_after = link.link_time - :lifetime::interval,
+        merge_id = link.merge_id
+    FROM link
+    WHERE moves.project_id = :project_id AND moves.owner_subject_id = :subject_id
 )
 
 SELECT profile_id, merge_id, link_time, grace_end_time

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from uuid import UUID
 import email_validator
 import orjson
 
-from onefold.callers import IdentifierType
+from onefold.callers import IdentifierType, Project
 from onefold.errors import (
     OnefoldError,
     Reason,
@@ -254,6 +255,10 @@ class Directory:
     project_type: IdentifierType
     holders: dict[tuple[IdentifierKind, str], Person] = field(default_factory=dict)
     people: list[Person] = field(default_factory=list)
+    # Identifiers that lead to a profile because a merge left them to it: they find it, and are never set on it.
+    redirects: set[tuple[IdentifierKind, str]] = field(default_factory=set)
+    # Identifiers whose person was forgotten.
+    forgotten: set[tuple[IdentifierKind, str]] = field(default_factory=set)
     _vacated: set[tuple[IdentifierKind, str]] = field(default_factory=set)
 
     def add(self, kind: IdentifierKind, value: str, person: Person) -> None:
@@ -279,8 +284,9 @@ class Directory:
     def place(self, named: Named, call: Call) -> Placement:
         """Finds the person that a write names, or creates it, and sets the identifiers given (I3 to I8, I14).
 
-        Raises PROFILE_NOT_FOUND, PLACEHOLDER_TAKEN or IDENTIFIERS_CONFLICT; nothing has changed then.
+        Raises PROFILE_NOT_FOUND, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT or FORGOTTEN; nothing has changed then.
         """
+        self.refuse_forgotten(named)
         person = self.find(named)
         if person is None:
             return self._create(named, call)
@@ -289,12 +295,34 @@ class Directory:
             and named.user_id
             and person.user_id is not None
             and person.user_id != named.user_id
+            and (IdentifierKind.USER_ID, named.user_id) not in self.redirects
         ):
             # Found by email, but known under another user_id: taking the email along would be a silent merge.
             raise _conflict()
         changed = self._set(person, IdentifierKind.EMAIL, named.email)
         changed = self._set(person, IdentifierKind.USER_ID, named.user_id) or changed
         return Placement(person, Outcome.UPDATED if changed else Outcome.UNCHANGED)
+
+    def rename(self, person: Person, kind: IdentifierKind, value: str) -> Outcome:
+        """Gives a person another email or user_id (I12). Raises IDENTIFIER_TAKEN or FORGOTTEN."""
+        if (kind, value) in self.forgotten:
+            self.refuse_forgotten(Named(value, None) if kind is IdentifierKind.EMAIL else Named(None, value))
+        holder = self.holders.get((kind, value))
+        if holder is not None and holder is not person and is_exclusive(self.project_type, kind):
+            raise already_exists(
+                Reason.IDENTIFIER_TAKEN, "The new identifier belongs to another profile.", kind=kind.name.lower()
+            )
+        # What a merge left to this very person may become its own.
+        self.redirects.discard((kind, value))
+        return Outcome.UPDATED if self._set(person, kind, value) else Outcome.UNCHANGED
+
+    def refuse_forgotten(self, named: Named) -> None:
+        """Raises FORGOTTEN if one of the identifiers must not come back (I20)."""
+        for kind, value in ((IdentifierKind.EMAIL, named.email), (IdentifierKind.USER_ID, named.user_id)):
+            if value is not None and (kind, value) in self.forgotten:
+                raise failed_precondition(
+                    Reason.FORGOTTEN, "The person with this identifier was forgotten; it must not come back."
+                )
 
     def _holder(self, kind: IdentifierKind, value: str | None) -> Person | None:
         if value is None:
@@ -318,15 +346,19 @@ class Directory:
             raise already_exists(
                 Reason.PLACEHOLDER_TAKEN, "The generated placeholder email belongs to another profile already."
             )
-        person = Person(None, None, None, source=call.source)
+        return Placement(self.create(Named(email, named.user_id), call.source), Outcome.CREATED)
+
+    def create(self, named: Named, source: SignupSource) -> Person:
+        """A new person with these identifiers, which nobody has."""
+        person = Person(None, None, None, source=source)
         self.people.append(person)
-        self._set(person, IdentifierKind.EMAIL, email)
+        self._set(person, IdentifierKind.EMAIL, named.email)
         self._set(person, IdentifierKind.USER_ID, named.user_id)
-        return Placement(person, Outcome.CREATED)
+        return person
 
     def _set(self, person: Person, kind: IdentifierKind, value: str | None) -> bool:
         old = person.email if kind is IdentifierKind.EMAIL else person.user_id
-        if value is None or value == old:
+        if value is None or value == old or (kind, value) in self.redirects:
             return False
         if kind is IdentifierKind.EMAIL:
             person.email = value
@@ -340,6 +372,13 @@ class Directory:
         # A shared identifier stays with its oldest holder.
         self.holders.setdefault((kind, value), person)
         return True
+
+
+def forgotten_hash(project: Project, kind: IdentifierKind, value: str) -> bytes | None:
+    """What is kept of an identifier whose person is forgotten; None for one that does not identify in the project."""
+    if kind is IdentifierKind.ANONYMOUS_ID or not is_exclusive(project.identifier_type, kind):
+        return None
+    return hmac.digest(project.forget_key, f"{kind.name}\0{value}".encode(), "sha256")
 
 
 def wanted_identifiers(

@@ -6,30 +6,40 @@ from typing import Any
 from uuid import UUID
 
 import grpc
-import orjson
 
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
+from onefold.errors import OnefoldError, invalid
 from onefold.identity import store
+from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
     read_anonymous_id,
     read_data_format,
     read_identifiers,
-    to_identifiers,
+    to_profile,
     to_profile_write,
 )
-from onefold.identity.people import Written, profile_not_found, write_profile
-from onefold.identity.rules import Call, SignupSource, is_placeholder
+from onefold.identity.people import Written, profile_not_found, rename, write_profile
+from onefold.identity.rules import (
+    Call,
+    IdentifierKind,
+    SignupSource,
+    email_problem,
+    fold_ascii,
+    user_id_problem,
+)
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
-from onefold.limits import DATA_FIELDS_BYTES
+from onefold.limits import BATCH_PROFILES, DATA_FIELDS_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.payload import read_json, read_struct, write_struct
+from onefold.rpc.paging import make_token, page_end, page_size, read_token
+from onefold.rpc.payload import read_json, read_struct
 from onefold.rpc.replay import write_once
-from onefold.v1 import identity_service_pb2, identity_service_pb2_grpc, profile_pb2
+from onefold.rpc.status import to_item_error
+from onefold.v1 import identity_service_pb2, identity_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -103,15 +113,123 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         if profile is None:
             raise profile_not_found()
         return identity_service_pb2.GetProfileResponse(
-            profile=_to_profile(profile, as_json=as_json),
+            profile=to_profile(profile, as_json=as_json),
             user_id_holder_count=holder_count if holder_count > 1 else 0,
         )
+
+    async def BatchUpdateProfiles(
+        self, request: identity_service_pb2.BatchUpdateProfilesRequest, context: Context
+    ) -> identity_service_pb2.BatchUpdateProfilesResponse:
+        """Creates or updates up to 1,000 profiles, each for itself."""
+        project = caller().project
+        checker = Checker()
+        if len(request.updates) > BATCH_PROFILES:
+            checker.refuse("updates", f"must have at most {BATCH_PROFILES} items")
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+        read = [_read_update_item(project, item) for item in request.updates]
+        updates = [item for item in read if isinstance(item, Update)]
+
+        async def work(connection: Connection) -> identity_service_pb2.BatchUpdateProfilesResponse:
+            written = iter(await update_profiles(connection, project, updates))
+            answer = identity_service_pb2.BatchUpdateProfilesResponse()
+            for item in read:
+                result = next(written) if isinstance(item, Update) else item
+                if isinstance(result, OnefoldError):
+                    answer.results.add(error=to_item_error(result))
+                else:
+                    answer.results.add(profile=to_profile_write(result))
+            return answer
+
+        answer, _ = await write_once(
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            identity_service_pb2.BatchUpdateProfilesResponse,
+            work,
+        )
+        return answer
+
+    async def LookupProfiles(
+        self, request: identity_service_pb2.LookupProfilesRequest, context: Context
+    ) -> identity_service_pb2.LookupProfilesResponse:
+        """Lists every holder of an identifier."""
+        project = caller().project
+        checker = Checker()
+        as_json = read_data_format(checker, request.data_format)
+        count = page_size(checker, request.page_size)
+        kind, value = IdentifierKind.USER_ID, request.user_id
+        if request.WhichOneof("identifier") == "email":
+            kind, value = IdentifierKind.EMAIL, fold_ascii(request.email)
+            problem = email_problem(value) if value else "is required"
+        else:
+            problem = user_id_problem(value, long=True) if value else "is required"
+        if problem:
+            checker.refuse(kind.name.lower(), problem)
+        checker.raise_if_wrong()
+        key = read_token(request, request.page_token, (str,))
+        after = UUID(key[0]) if key else UUID(int=0)
+        rows = await self._database.read(
+            lambda connection: store.lookup_profiles(connection, project.project_id, kind, value, after, count + 1)
+        )
+        answer = identity_service_pb2.LookupProfilesResponse()
+        end = page_end([len(row.data_fields) for row in rows], count)
+        answer.profiles.extend(to_profile(row, as_json=as_json) for row in rows[:end])
+        if end < len(rows):
+            answer.next_page_token = make_token(request, [str(rows[end - 1].profile_id)])
+        return answer
+
+    async def UpdateEmail(
+        self, request: identity_service_pb2.UpdateEmailRequest, context: Context
+    ) -> identity_service_pb2.UpdateEmailResponse:
+        """Gives a person another email."""
+        project = caller().project
+        checker = Checker()
+        named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
+        new_email = fold_ascii(request.new_email)
+        problem = email_problem(new_email) if new_email else "is required"
+        if problem:
+            checker.refuse("new_email", problem)
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> identity_service_pb2.UpdateEmailResponse:
+            written = await rename(connection, project, named, IdentifierKind.EMAIL, new_email)
+            return identity_service_pb2.UpdateEmailResponse(profile=to_profile_write(written))
+
+        answer, _ = await write_once(
+            self._database, project.project_id, request, request_id, identity_service_pb2.UpdateEmailResponse, work
+        )
+        return answer
+
+    async def UpdateUserId(
+        self, request: identity_service_pb2.UpdateUserIdRequest, context: Context
+    ) -> identity_service_pb2.UpdateUserIdResponse:
+        """Gives a person another user_id."""
+        project = caller().project
+        checker = Checker()
+        named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
+        problem = user_id_problem(request.new_user_id) if request.new_user_id else "is required"
+        if problem:
+            checker.refuse("new_user_id", problem)
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> identity_service_pb2.UpdateUserIdResponse:
+            written = await rename(connection, project, named, IdentifierKind.USER_ID, request.new_user_id)
+            return identity_service_pb2.UpdateUserIdResponse(profile=to_profile_write(written))
+
+        answer, _ = await write_once(
+            self._database, project.project_id, request, request_id, identity_service_pb2.UpdateUserIdResponse, work
+        )
+        return answer
 
     async def Identify(
         self, request: identity_service_pb2.IdentifyRequest, context: Context
     ) -> identity_service_pb2.IdentifyResponse:
         """Writes the profile and links the anonymous_id to it."""
-        project = caller().project
+        project, key_id = caller().project, caller().key_id
         checker = Checker()
         named = read_identifiers(checker, project, request.identifiers, long_user_id=request.prefer_user_id)
         fields = _read_fields(checker, request)
@@ -133,7 +251,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 data_fields=fields,
                 merge_nested_objects=request.merge_nested_objects,
             )
-            link = await _link(connection, project, anonymous_id, written)
+            link = await _link(connection, project, anonymous_id, written, key_id)
             return identity_service_pb2.IdentifyResponse(profile=to_profile_write(written), link=link)
 
         answer, replayed = await write_once(
@@ -144,14 +262,32 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         return answer
 
 
+def _read_update(checker: Checker, project: Project, item: identity_service_pb2.ProfileUpdate) -> Update:
+    named = read_identifiers(checker, project, item.identifiers, long_user_id=item.prefer_user_id)
+    call = Call(
+        SignupSource.PROFILE_UPDATE,
+        prefer_user_id=item.prefer_user_id,
+        update_existing_only=item.update_existing_only,
+    )
+    return Update(named, call, _read_fields(checker, item), item.merge_nested_objects)
+
+
+def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate) -> Update | OnefoldError:
+    checker = Checker()
+    update = _read_update(checker, project, item)
+    return invalid(checker.violations) if checker.violations else update
+
+
 async def _link(
-    connection: Connection, project: Project, anonymous_id: str, written: Written
+    connection: Connection, project: Project, anonymous_id: str, written: Written, key_id: str
 ) -> identity_service_pb2.Link:
     if written.person is None or written.person.profile_id is None:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_SKIPPED)
     if not project.event_merging_enabled:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_MERGING_OFF)
-    link, is_new = await store.claim_link(connection, project.project_id, anonymous_id, written.person.profile_id)
+    link, is_new = await store.claim_link(
+        connection, project.project_id, anonymous_id, written.person.profile_id, key_id
+    )
     if is_new:
         outcome = identity_service_pb2.LINK_OUTCOME_LINKED
         await intents.add(connection, _intent(project, str(link.merge_id)))
@@ -169,11 +305,14 @@ async def _link(
 
 
 def _intent(project: Project, merge_id: str) -> Intent:
-    return Intent(project.project_id, UUID(merge_id), IntentKind.ASSOCIATION)
+    return Intent(project.project_id, UUID(merge_id), IntentKind.MOVE)
 
 
 def _read_fields(
-    checker: Checker, request: identity_service_pb2.UpdateProfileRequest | identity_service_pb2.IdentifyRequest
+    checker: Checker,
+    request: identity_service_pb2.UpdateProfileRequest
+    | identity_service_pb2.IdentifyRequest
+    | identity_service_pb2.ProfileUpdate,
 ) -> dict[str, object]:
     match request.WhichOneof("fields"):
         case "data_fields":
@@ -183,24 +322,3 @@ def _read_fields(
         case _:
             return {}
     return payload.value
-
-
-def _to_profile(profile: store.Profile, *, as_json: bool) -> profile_pb2.Profile:
-    answer = profile_pb2.Profile(
-        profile_id=str(profile.profile_id),
-        identifiers=to_identifiers(profile.email, profile.user_id),
-        email_domain=profile.email.rpartition("@")[2] if profile.email else "",
-        email_is_placeholder=is_placeholder(profile.email),
-        is_unknown=profile.is_unknown,
-        signup_source=profile_pb2.SignupSource.ValueType(profile.signup_source),
-        signup_time=to_timestamp(profile.signup_time),
-        profile_update_time=to_timestamp(profile.profile_update_time),
-        create_time=to_timestamp(profile.create_time),
-        update_time=to_timestamp(profile.update_time),
-    )
-    if as_json:
-        answer.data_fields_json = profile.data_fields
-    else:
-        write_struct(answer.data_fields, orjson.loads(profile.data_fields))
-        answer.data_fields.SetInParent()
-    return answer

@@ -19,11 +19,12 @@ from onefold.identity.rules import (
     Person,
     SignupSource,
     changed_people,
+    forgotten_hash,
     is_exclusive,
     new_people,
     wanted_identifiers,
 )
-from onefold.limits import LINK_GRACE
+from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
 queries: Final = Queries("onefold.identity")
 
@@ -50,6 +51,7 @@ class LinkRow:
 
     profile_id: UUID
     merge_id: UUID
+    origin_id: UUID
     link_time: datetime
     grace_end_time: datetime
 
@@ -82,23 +84,29 @@ async def find(
         project_id=project.project_id,
         kinds=[kind for kind, _ in unique],
         values=[value for _, value in unique],
+        hashes=[forgotten_hash(project, kind, value) for kind, value in unique],
     )
     directory = Directory(project.identifier_type)
     people: dict[UUID, Person] = {}
     links = {}
     for row in rows:
         profile_id = row["profile_id"]
+        key = (IdentifierKind(row["kind"]), row["value"])
+        if row["is_forgotten"]:
+            directory.forgotten.add(key)
         if profile_id is None:
             continue
         if row["kind"] == IdentifierKind.ANONYMOUS_ID:
-            links[row["value"]] = _link(row)
+            links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
             continue
         person = people.get(profile_id)
         if person is None:
             person = people[profile_id] = Person(
                 profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
             )
-        directory.add(IdentifierKind(row["kind"]), row["value"], person)
+        directory.add(*key, person)
+        if row["is_redirect"]:
+            directory.redirects.add(key)
     counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
     return Found(directory, rows[0]["now"], links, counts[unique[0]] or 0)
 
@@ -112,7 +120,7 @@ async def find_person(connection: Connection, project: Project, named: Named) ->
 async def get_profile(connection: Connection, project_id: str, profile_id: UUID) -> Profile | None:
     """One profile by its id."""
     row = await queries.get_profile.fetchrow(connection, project_id=project_id, profile_id=profile_id)
-    return _profile(row) if row else None
+    return to_profile_row(row) if row else None
 
 
 async def profile_exists(connection: Connection, project_id: str, profile_id: UUID) -> bool:
@@ -138,7 +146,7 @@ async def find_profile(connection: Connection, project: Project, named: Named) -
     profiles: dict[UUID, Profile] = {}
     people: dict[UUID, Person] = {}
     for row in rows:
-        profile = profiles.setdefault(row["profile_id"], _profile(row))
+        profile = profiles.setdefault(row["profile_id"], to_profile_row(row))
         person = people.setdefault(profile.profile_id, Person(profile.profile_id, profile.email, profile.user_id))
         directory.add(IdentifierKind(row["kind"]), row["value"], person)
     found = directory.find(named)
@@ -208,8 +216,60 @@ async def write_people(
         )
 
 
+async def hold_profile(connection: Connection, project_id: str, profile_id: UUID) -> None:
+    """Holds a profile until the end of the transaction. LostRaceError if it is gone."""
+    if await queries.lock_profile.fetchrow(connection, project_id=project_id, profile_id=profile_id) is None:
+        raise LostRaceError
+
+
+async def lock_many_data_fields(connection: Connection, project_id: str, people: Sequence[Person]) -> dict[UUID, str]:
+    """Holds people's rows, in order, and returns their data fields as JSON text.
+
+    LostRaceError if the identifiers of one are no longer those that it was found by.
+    """
+    rows = await queries.lock_data_fields.fetch(
+        connection, project_id=project_id, profile_ids=[person.profile_id for person in people]
+    )
+    found = {row["profile_id"]: row for row in rows}
+    for person in people:
+        row = found.get(person.profile_id)
+        if row is None or (row["email"], row["user_id"]) != (person.stored_email, person.stored_user_id):
+            raise LostRaceError
+    return {row["profile_id"]: row["data_fields"] for row in rows}
+
+
+async def set_many_data_fields(connection: Connection, project_id: str, data_fields: dict[UUID, str]) -> None:
+    """Replaces the data fields of several profiles."""
+    if data_fields:
+        await queries.set_many_data_fields.execute(
+            connection,
+            profile_ids=list(data_fields),
+            data_fields=list(data_fields.values()),
+            project_id=project_id,
+        )
+
+
+async def lookup_profiles(
+    connection: Connection, project_id: str, kind: IdentifierKind, value: str, after_profile_id: UUID, count: int
+) -> list[Profile]:
+    """At most `count` holders of an identifier whose ids come after one, oldest first."""
+    rows = await queries.lookup_profiles.fetch(
+        connection, project_id=project_id, kind=kind, value=value, after_profile_id=after_profile_id, count=count
+    )
+    return [to_profile_row(row) for row in rows]
+
+
+async def release_redirect(
+    connection: Connection, project: Project, kind: IdentifierKind, value: str, profile_id: UUID
+) -> None:
+    """Frees an identifier that a merge left to a profile, so that the profile can claim it as its own."""
+    await queries.release_redirect.execute(
+        connection, project_id=project.project_id, kind=kind, value=value, profile_id=profile_id
+    )
+
+
 async def claim_link(
-    connection: Connection, project_id: str, anonymous_id: str, profile_id: UUID
+    connection: Connection, project_id: str, anonymous_id: str, profile_id: UUID, key_id: str
 ) -> tuple[LinkRow, bool]:
     """Links an anonymous_id to a person unless it is linked; returns the link that stands, and if it is new."""
     row = await queries.claim_link.fetchrow(
@@ -219,9 +279,11 @@ async def claim_link(
         profile_id=profile_id,
         grace=LINK_GRACE,
         subject_id=subject_id(project_id, anonymous_id),
+        lifetime=ANONYMOUS_LIFETIME,
+        key_id=key_id,
     )
     if row is not None:
-        return _link(row), True
+        return _link(row, subject_id(project_id, anonymous_id)), True
     standing = await find_link(connection, project_id, anonymous_id)
     if standing is None:
         # It was freed between the two statements.
@@ -232,7 +294,7 @@ async def claim_link(
 async def find_link(connection: Connection, project_id: str, anonymous_id: str) -> LinkRow | None:
     """Whose an anonymous_id is; None while it is nobody's."""
     row = await queries.find_link.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
-    return _link(row) if row else None
+    return _link(row, subject_id(project_id, anonymous_id)) if row else None
 
 
 def subject_id(project_id: str, anonymous_id: str) -> UUID:
@@ -271,17 +333,41 @@ async def _claim_new(connection: Connection, project: Project, people: list[Pers
         for kind, before, after in _identifier_changes(person)
         if after is not None and before != after
     ]
+    await claim_identifiers(connection, project, new)
+
+
+async def claim_identifiers(
+    connection: Connection, project: Project, new: list[tuple[IdentifierKind, str, UUID | None, bool]]
+) -> None:
+    """Gives identifiers (kind, value, profile_id, exclusive) to profiles.
+
+    LostRaceError if somebody has one of them, or if one was forgotten, since they were looked up.
+    """
     kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
-    claimed = await queries.claim_identifiers.execute(
-        connection,
-        project_id=project.project_id,
-        kinds=kinds,
-        values=values,
-        profile_ids=profile_ids,
-        exclusive=exclusive,
-    )
+
+    async def claim() -> int:
+        return await queries.claim_identifiers.execute(
+            connection,
+            project_id=project.project_id,
+            kinds=kinds,
+            values=values,
+            profile_ids=profile_ids,
+            exclusive=exclusive,
+        )
+
+    claimed = await claim()
     if claimed != len(new):
-        # Somebody committed one of them first; from the start again, the look-up finds theirs.
+        # One that a merge left to somebody, and whose time is over, is free.
+        if await queries.release_expired_redirects.execute(
+            connection, kinds=kinds, values=values, project_id=project.project_id
+        ):
+            claimed += await claim()
+        if claimed != len(new):
+            # Somebody committed one of them first; from the start again, the look-up finds theirs.
+            raise LostRaceError
+    # ForgetProfile claims what it blocks, so whoever waited for it above sees it here, and nobody comes in between.
+    hashes = [forgotten_hash(project, kind, value) for kind, value, _, _ in new]
+    if await queries.any_forgotten.fetchval(connection, project_id=project.project_id, hashes=hashes):
         raise LostRaceError
 
 
@@ -292,7 +378,7 @@ def _identifier_changes(person: Person) -> list[tuple[IdentifierKind, str | None
     ]
 
 
-def _profile(row: Record) -> Profile:
+def to_profile_row(row: Record) -> Profile:
     return Profile(
         row["profile_id"],
         row["email"],
@@ -307,5 +393,5 @@ def _profile(row: Record) -> Profile:
     )
 
 
-def _link(row: Record) -> LinkRow:
-    return LinkRow(row["profile_id"], row["merge_id"], row["link_time"], row["grace_end_time"])
+def _link(row: Record, subject: UUID) -> LinkRow:
+    return LinkRow(row["profile_id"], row["merge_id"], subject, row["link_time"], row["grace_end_time"])

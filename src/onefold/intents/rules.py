@@ -16,7 +16,7 @@ _LONGEST_DELAY: Final = timedelta(minutes=10)
 class IntentKind(enum.StrEnum):
     """What a worker is to do. A kind that this version does not know is left alone (it belongs to a newer one)."""
 
-    ASSOCIATION = "ASSOCIATION"
+    MOVE = "MOVE"
     DISABLE = "DISABLE"
 
 

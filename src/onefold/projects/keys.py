@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final
 
-from onefold.callers import Caller
+from onefold.callers import Caller, Project
 from onefold.db.pool import Database
 from onefold.projects import store
 from onefold.projects.rules import KEY_PREFIX, secret_hash, split_key, unauthenticated
@@ -29,8 +31,9 @@ class Authenticator:
     still holds until its time is over.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, forget_secret: bytes) -> None:
         self._database = database
+        self._forget_secret = forget_secret
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
     async def __call__(self, text: str) -> Caller:
@@ -44,11 +47,16 @@ class Authenticator:
         if caller is None:
             self._known.pop(digest, None)
             raise unauthenticated()
+        caller = replace(caller, project=replace(caller.project, forget_key=self._forget_key(caller.project)))
         self._known[digest] = (time.monotonic() + CACHE_SECONDS, caller)
         self._known.move_to_end(digest)
         if len(self._known) > _CACHED_KEYS:
             self._known.popitem(last=False)
         return caller
+
+    def _forget_key(self, project: Project) -> bytes:
+        # A key for each project, so that the hashes of one person in two projects have nothing in common.
+        return hmac.digest(self._forget_secret, project.project_id.encode(), "sha256")
 
     def forget(self, project_id: str) -> None:
         """Looks the callers of a project up again at their next call: a key or the project has changed."""

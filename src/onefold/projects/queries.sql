@@ -1,7 +1,7 @@
 -- name: insert_project
 -- No row if the project_id is taken.
-INSERT INTO projects (project_id, identifier_type, region, event_merging_enabled)
-VALUES (:project_id, :identifier_type, :region, :event_merging_enabled)
+INSERT INTO projects (project_id, identifier_type, region, event_merging_enabled, creator_project_id)
+VALUES (:project_id, :identifier_type, :region, :event_merging_enabled, :creator_project_id)
 ON CONFLICT DO NOTHING
 RETURNING project_id, identifier_type, region, event_merging_enabled, create_time, update_time;
 
@@ -9,6 +9,26 @@ RETURNING project_id, identifier_type, region, event_merging_enabled, create_tim
 SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
 FROM projects
 WHERE project_id = :project_id;
+
+-- name: list_projects
+-- A page of a project itself and those made with its keys.
+SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+FROM projects
+WHERE (project_id = :project_id OR creator_project_id = :project_id) AND project_id > :after_project_id
+ORDER BY project_id
+LIMIT :count::integer;
+
+-- name: list_api_keys
+-- A page of a project's keys, the ended ones included.
+SELECT key_id, scopes, display_name, create_time, expire_time, revoke_time
+FROM api_keys
+WHERE project_id = :project_id AND key_id > :after_key_id
+ORDER BY key_id
+LIMIT :count::integer;
+
+-- name: forget_secret
+-- The secret that all servers of this database share, unless they are given one.
+SELECT secret FROM server_secrets WHERE name = 'forgotten';
 
 -- name: lock_project
 -- Two updates at once must not decide by the same old row.

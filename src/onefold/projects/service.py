@@ -22,6 +22,7 @@ from onefold.projects.rules import (
     split_key,
 )
 from onefold.rpc.checks import Checker, to_timestamp
+from onefold.rpc.paging import make_token, page_size, read_token
 from onefold.v1 import options_pb2, project_pb2, projects_service_pb2, projects_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,6 +47,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
         self, request: projects_service_pb2.CreateProjectRequest, context: Context
     ) -> projects_service_pb2.CreateProjectResponse:
         """Makes a project and its first key."""
+        creator = caller().project.project_id
         checker = Checker()
         problem = project_id_problem(request.project_id)
         if problem:
@@ -67,6 +69,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
                 event_merging_enabled=(
                     request.event_merging_enabled if request.HasField("event_merging_enabled") else True
                 ),
+                creator_project_id=creator,
             )
             if project is None:
                 raise already_exists(Reason.PROJECT_EXISTS, "The project_id is taken.")
@@ -75,6 +78,40 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
 
         project = await self._database.transact(work)
         return projects_service_pb2.CreateProjectResponse(project=_to_project(project), api_key=text)
+
+    async def ListProjects(
+        self, request: projects_service_pb2.ListProjectsRequest, context: Context
+    ) -> projects_service_pb2.ListProjectsResponse:
+        """Lists the caller's project and those made with its keys."""
+        project_id = caller().project.project_id
+        checker = Checker()
+        count = page_size(checker, request.page_size)
+        checker.raise_if_wrong()
+        [after] = read_token(request, request.page_token, (str,)) or [""]
+        rows = await self._database.read(
+            lambda connection: store.list_projects(connection, project_id, after, count + 1)
+        )
+        answer = projects_service_pb2.ListProjectsResponse(projects=[_to_project(row) for row in rows[:count]])
+        if len(rows) > count:
+            answer.next_page_token = make_token(request, [rows[count - 1].project_id])
+        return answer
+
+    async def ListApiKeys(
+        self, request: projects_service_pb2.ListApiKeysRequest, context: Context
+    ) -> projects_service_pb2.ListApiKeysResponse:
+        """Lists the keys of the caller's project."""
+        project_id = caller().project.project_id
+        checker = Checker()
+        count = page_size(checker, request.page_size)
+        checker.raise_if_wrong()
+        [after] = read_token(request, request.page_token, (str,)) or [""]
+        rows = await self._database.read(
+            lambda connection: store.list_api_keys(connection, project_id, after, count + 1)
+        )
+        answer = projects_service_pb2.ListApiKeysResponse(api_keys=[_to_api_key(row) for row in rows[:count]])
+        if len(rows) > count:
+            answer.next_page_token = make_token(request, [rows[count - 1].key_id])
+        return answer
 
     async def UpdateProject(
         self, request: projects_service_pb2.UpdateProjectRequest, context: Context

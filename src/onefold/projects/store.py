@@ -32,6 +32,7 @@ async def insert_project(
     region: Region,
     *,
     event_merging_enabled: bool,
+    creator_project_id: str | None = None,
 ) -> Project | None:
     """Makes a project; None if the id is taken."""
     row = await queries.insert_project.fetchrow(
@@ -40,8 +41,29 @@ async def insert_project(
         identifier_type=identifier_type,
         region=region,
         event_merging_enabled=event_merging_enabled,
+        creator_project_id=creator_project_id,
     )
     return _project(row) if row else None
+
+
+async def list_projects(connection: Connection, project_id: str, after_project_id: str, count: int) -> list[Project]:
+    """At most `count` of a project and those made with its keys, whose ids come after one, by id."""
+    rows = await queries.list_projects.fetch(
+        connection, project_id=project_id, after_project_id=after_project_id, count=count
+    )
+    return [_project(row) for row in rows]
+
+
+async def list_api_keys(connection: Connection, project_id: str, after_key_id: str, count: int) -> list[ApiKeyRow]:
+    """At most `count` keys of a project whose ids come after one, by id."""
+    rows = await queries.list_api_keys.fetch(connection, project_id=project_id, after_key_id=after_key_id, count=count)
+    return [_api_key(row) for row in rows]
+
+
+async def forget_secret(connection: Connection) -> bytes:
+    """The secret that all servers of this database share."""
+    secret: bytes = await queries.forget_secret.fetchval(connection)
+    return secret
 
 
 async def get_project(connection: Connection, project_id: str, *, lock: bool = False) -> Project | None:

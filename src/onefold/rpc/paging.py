@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from google.protobuf.message import Message
 
 from onefold.errors import Kind, OnefoldError, Reason
-from onefold.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from onefold.limits import PAGE_DATA_BYTES, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from onefold.rpc.checks import Checker
 
 
@@ -20,6 +21,16 @@ def page_size(checker: Checker, asked: int) -> int:
     if asked < 0:
         checker.refuse("page_size", "must not be negative")
     return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def page_end(sizes: Sequence[int], count: int) -> int:
+    """How many rows of these sizes (bytes of data) make a page: at most `count`, and 3 MiB, but at least one."""
+    data_bytes = 0
+    for index, size in enumerate(sizes):
+        data_bytes += size
+        if index == count or (index and data_bytes > PAGE_DATA_BYTES):
+            return index
+    return len(sizes)
 
 
 def make_token(request: Message, key: list[object]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from uuid import UUID
 
 from google.protobuf.message import Message
 
@@ -57,6 +58,7 @@ async def write_once(
             request_id=request_id,
             body_hash=body_hash,
             answer=answer.SerializeToString(),
+            profile_ids=sorted(_profile_ids(answer)),
             lifetime=REQUEST_ID_LIFETIME,
         )
         if stored_now is None:
@@ -68,6 +70,18 @@ async def write_once(
     if replayed:
         answer.replayed = True  # type: ignore[attr-defined]  # every answer of a write has it; a test walks them all
     return answer, replayed
+
+
+def _profile_ids(message: Message) -> set[UUID]:
+    """The ids of the profiles that an answer tells about: every field profile_id in it, however deep."""
+    found = set()
+    for field, value in message.ListFields():
+        if field.name == "profile_id":
+            found.add(UUID(value))
+        elif field.message_type is not None and field.message_type.file.package == "onefold.v1":
+            for each in value if field.is_repeated else [value]:
+                found |= _profile_ids(each)
+    return found
 
 
 def _body_hash(request: Message) -> bytes:

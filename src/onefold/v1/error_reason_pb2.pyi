@@ -46,6 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Nobody, or not this profile, holds the token."""
     ERROR_REASON_DISABLE_NOT_FOUND: _ErrorReason.ValueType  # 22
     """NOT_FOUND. No disable has this id."""
+    ERROR_REASON_MERGE_NOT_FOUND: _ErrorReason.ValueType  # 24
+    """NOT_FOUND. No merge has this id."""
     ERROR_REASON_API_KEY_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND. The project has no such key."""
     ERROR_REASON_PLACEHOLDER_TAKEN: _ErrorReason.ValueType  # 30
@@ -54,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. The event_id was used for an event with another body. Metadata: event_id."""
     ERROR_REASON_PROJECT_EXISTS: _ErrorReason.ValueType  # 32
     """ALREADY_EXISTS. The project_id is taken."""
+    ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 33
+    """ALREADY_EXISTS. The new email or user_id belongs to another profile. Metadata: kind, "email" or "user_id"."""
     ERROR_REASON_IDENTIFIERS_CONFLICT: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. email and user_id name two profiles and both are unique here. Metadata: kinds, which is
     "email,user_id".
@@ -64,6 +68,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. A project's identifier type cannot be changed. Metadata: identifier_type, the type it has."""
     ERROR_REASON_REGION_REFUSES_EMAIL: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. Projects in region EU identify by USER_ID or HYBRID only."""
+    ERROR_REASON_FORGOTTEN: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION. The person was forgotten, and the identifier must not come back."""
+    ERROR_REASON_KNOWN_SOURCE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. The source is a known profile, and allow_known_source was not set."""
+    ERROR_REASON_ARRAY_NOT_MERGEABLE: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION. An array named in array_merges cannot be merged. Metadata: field."""
+    ERROR_REASON_MERGE_BUILT_ON: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION. A later merge builds on this one: undo that first. Metadata: merge_id, the later one."""
+    ERROR_REASON_MERGE_NOT_UNDOABLE: _ErrorReason.ValueType  # 48
+    """FAILED_PRECONDITION. The merge is older than 30 days, or its person was forgotten."""
+    ERROR_REASON_SOURCE_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 49
+    """FAILED_PRECONDITION. An identifier of the source was given to another profile since. Metadata: kind."""
     ERROR_REASON_DEVICE_LIMIT: _ErrorReason.ValueType  # 50
     """RESOURCE_EXHAUSTED. The profile already has as many devices as it may have. Metadata: limit."""
     ERROR_REASON_DATA_FIELDS_LIMIT: _ErrorReason.ValueType  # 51
@@ -112,6 +128,8 @@ ERROR_REASON_DEVICE_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND. Nobody, or not this profile, holds the token."""
 ERROR_REASON_DISABLE_NOT_FOUND: ErrorReason.ValueType  # 22
 """NOT_FOUND. No disable has this id."""
+ERROR_REASON_MERGE_NOT_FOUND: ErrorReason.ValueType  # 24
+"""NOT_FOUND. No merge has this id."""
 ERROR_REASON_API_KEY_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND. The project has no such key."""
 ERROR_REASON_PLACEHOLDER_TAKEN: ErrorReason.ValueType  # 30
@@ -120,6 +138,8 @@ ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 31
 """ALREADY_EXISTS. The event_id was used for an event with another body. Metadata: event_id."""
 ERROR_REASON_PROJECT_EXISTS: ErrorReason.ValueType  # 32
 """ALREADY_EXISTS. The project_id is taken."""
+ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 33
+"""ALREADY_EXISTS. The new email or user_id belongs to another profile. Metadata: kind, "email" or "user_id"."""
 ERROR_REASON_IDENTIFIERS_CONFLICT: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. email and user_id name two profiles and both are unique here. Metadata: kinds, which is
 "email,user_id".
@@ -130,6 +150,18 @@ ERROR_REASON_IDENTIFIER_TYPE_FIXED: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION. A project's identifier type cannot be changed. Metadata: identifier_type, the type it has."""
 ERROR_REASON_REGION_REFUSES_EMAIL: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. Projects in region EU identify by USER_ID or HYBRID only."""
+ERROR_REASON_FORGOTTEN: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION. The person was forgotten, and the identifier must not come back."""
+ERROR_REASON_KNOWN_SOURCE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. The source is a known profile, and allow_known_source was not set."""
+ERROR_REASON_ARRAY_NOT_MERGEABLE: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION. An array named in array_merges cannot be merged. Metadata: field."""
+ERROR_REASON_MERGE_BUILT_ON: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION. A later merge builds on this one: undo that first. Metadata: merge_id, the later one."""
+ERROR_REASON_MERGE_NOT_UNDOABLE: ErrorReason.ValueType  # 48
+"""FAILED_PRECONDITION. The merge is older than 30 days, or its person was forgotten."""
+ERROR_REASON_SOURCE_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 49
+"""FAILED_PRECONDITION. An identifier of the source was given to another profile since. Metadata: kind."""
 ERROR_REASON_DEVICE_LIMIT: ErrorReason.ValueType  # 50
 """RESOURCE_EXHAUSTED. The profile already has as many devices as it may have. Metadata: limit."""
 ERROR_REASON_DATA_FIELDS_LIMIT: ErrorReason.ValueType  # 51

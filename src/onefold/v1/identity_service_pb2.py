@@ -25,11 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from onefold.v1 import data_format_pb2 as onefold_dot_v1_dot_data__format__pb2
+from onefold.v1 import forgotten_pb2 as onefold_dot_v1_dot_forgotten__pb2
+from onefold.v1 import item_error_pb2 as onefold_dot_v1_dot_item__error__pb2
+from onefold.v1 import merge_pb2 as onefold_dot_v1_dot_merge__pb2
 from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
 from onefold.v1 import profile_pb2 as onefold_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onefold/v1/identity_service.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1conefold/v1/data_format.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"\x82\x02\n\x14UpdateProfileRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x1c\n\x14merge_nested_objects\x18\x04 \x01(\x08\x12\x16\n\x0eprefer_user_id\x18\x05 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06\x66ields\"T\n\x15UpdateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x90\x01\n\x11GetProfileRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12+\n\x0b\x64\x61ta_format\x18\x03 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x08\n\x06person\"X\n\x12GetProfileResponse\x12$\n\x07profile\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Profile\x12\x1c\n\x14user_id_holder_count\x18\x02 \x01(\x05\"\x93\x02\n\x0fIdentifyRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x61nonymous_id\x18\x04 \x01(\t\x12\x1c\n\x14merge_nested_objects\x18\x05 \x01(\x08\x12\x16\n\x0eprefer_user_id\x18\x06 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x08\n\x06\x66ields\"\xa5\x01\n\x04Link\x12(\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.onefold.v1.LinkOutcome\x12-\n\tlink_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0egrace_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08merge_id\x18\x04 \x01(\t\"o\n\x10IdentifyResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x1e\n\x04link\x18\x02 \x01(\x0b\x32\x10.onefold.v1.Link\x12\x10\n\x08replayed\x18\x03 \x01(\x08*\xc8\x01\n\x0bLinkOutcome\x12\x1c\n\x18LINK_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13LINK_OUTCOME_LINKED\x10\x01\x12\x1f\n\x1bLINK_OUTCOME_ALREADY_LINKED\x10\x02\x12)\n%LINK_OUTCOME_REFUSED_LINKED_ELSEWHERE\x10\x03\x12\x1c\n\x18LINK_OUTCOME_MERGING_OFF\x10\x04\x12\x18\n\x14LINK_OUTCOME_SKIPPED\x10\x05\x32\x96\x02\n\x0fIdentityService\x12]\n\rUpdateProfile\x12 .onefold.v1.UpdateProfileRequest\x1a!.onefold.v1.UpdateProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12T\n\nGetProfile\x12\x1d.onefold.v1.GetProfileRequest\x1a\x1e.onefold.v1.GetProfileResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12N\n\x08Identify\x12\x1b.onefold.v1.IdentifyRequest\x1a\x1c.onefold.v1.IdentifyResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onefold/v1/identity_service.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1conefold/v1/data_format.proto\x1a\x1aonefold/v1/forgotten.proto\x1a\x1bonefold/v1/item_error.proto\x1a\x16onefold/v1/merge.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"\x82\x02\n\x14UpdateProfileRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x1c\n\x14merge_nested_objects\x18\x04 \x01(\x08\x12\x16\n\x0eprefer_user_id\x18\x05 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06\x66ields\"T\n\x15UpdateProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x90\x01\n\x11GetProfileRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12+\n\x0b\x64\x61ta_format\x18\x03 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x08\n\x06person\"X\n\x12GetProfileResponse\x12$\n\x07profile\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Profile\x12\x1c\n\x14user_id_holder_count\x18\x02 \x01(\x05\"\x93\x02\n\x0fIdentifyRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x61nonymous_id\x18\x04 \x01(\t\x12\x1c\n\x14merge_nested_objects\x18\x05 \x01(\x08\x12\x16\n\x0eprefer_user_id\x18\x06 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x08\n\x06\x66ields\"\xa5\x01\n\x04Link\x12(\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.onefold.v1.LinkOutcome\x12-\n\tlink_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0egrace_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08merge_id\x18\x04 \x01(\t\"o\n\x10IdentifyResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x1e\n\x04link\x18\x02 \x01(\x0b\x32\x10.onefold.v1.Link\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xe7\x01\n\rProfileUpdate\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x1c\n\x14merge_nested_objects\x18\x04 \x01(\x08\x12\x16\n\x0eprefer_user_id\x18\x05 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x06 \x01(\x08\x42\x08\n\x06\x66ields\"\\\n\x1a\x42\x61tchUpdateProfilesRequest\x12*\n\x07updates\x18\x01 \x03(\x0b\x32\x19.onefold.v1.ProfileUpdate\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"{\n\x19\x42\x61tchUpdateProfilesResult\x12+\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWriteH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.onefold.v1.ItemErrorH\x00\x42\t\n\x07outcome\"g\n\x1b\x42\x61tchUpdateProfilesResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.onefold.v1.BatchUpdateProfilesResult\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x9d\x01\n\x15LookupProfilesRequest\x12\x0f\n\x05\x65mail\x18\x01 \x01(\tH\x00\x12\x11\n\x07user_id\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\x05 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x0c\n\nidentifier\"X\n\x16LookupProfilesResponse\x12%\n\x08profiles\x18\x01 \x03(\x0b\x32\x13.onefold.v1.Profile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x12UpdateEmailRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x11\n\tnew_email\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"R\n\x13UpdateEmailResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"l\n\x13UpdateUserIdRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x13\n\x0bnew_user_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"S\n\x14UpdateUserIdResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x10\n\x08replayed\x18\x02 \x01(\x08\".\n\nArrayMerge\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x11\n\tdedupe_by\x18\x02 \x01(\t\"\xc6\x01\n\x14MergeProfilesRequest\x12\'\n\x06source\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\'\n\x06target\x18\x02 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12,\n\x0c\x61rray_merges\x18\x03 \x03(\x0b\x32\x16.onefold.v1.ArrayMerge\x12\x1a\n\x12\x61llow_known_source\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xa2\x01\n\x15MergeProfilesResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.onefold.v1.MergeOutcome\x12*\n\x08survivor\x18\x02 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12 \n\x05merge\x18\x03 \x01(\x0b\x32\x11.onefold.v1.Merge\x12\x10\n\x08replayed\x18\x04 \x01(\x08\"\xde\x01\n\x13PreviewMergeRequest\x12\'\n\x06source\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\'\n\x06target\x18\x02 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12,\n\x0c\x61rray_merges\x18\x03 \x03(\x0b\x32\x16.onefold.v1.ArrayMerge\x12\x1a\n\x12\x61llow_known_source\x18\x04 \x01(\x08\x12+\n\x0b\x64\x61ta_format\x18\x05 \x01(\x0e\x32\x16.onefold.v1.DataFormat\"\xc3\x01\n\x14PreviewMergeResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.onefold.v1.MergeOutcome\x12%\n\x08survivor\x18\x02 \x01(\x0b\x32\x13.onefold.v1.Profile\x12\x15\n\rsource_fields\x18\x03 \x03(\t\x12\x15\n\rtarget_fields\x18\x04 \x03(\t\x12\x15\n\rmerged_arrays\x18\x05 \x03(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x06 \x01(\x05\"#\n\x0fGetMergeRequest\x12\x10\n\x08merge_id\x18\x01 \x01(\t\"4\n\x10GetMergeResponse\x12 \n\x05merge\x18\x01 \x01(\x0b\x32\x11.onefold.v1.Merge\"\x8a\x01\n\x11ListMergesRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\x08\n\x06person\"P\n\x12ListMergesResponse\x12!\n\x06merges\x18\x01 \x03(\x0b\x32\x11.onefold.v1.Merge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x10UndoMergeRequest\x12\x10\n\x08merge_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"q\n\x11UndoMergeResponse\x12(\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.onefold.v1.UndoOutcome\x12 \n\x05merge\x18\x02 \x01(\x0b\x32\x11.onefold.v1.Merge\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"X\n\x14\x46orgetProfileRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"l\n\x15\x46orgetProfileResponse\x12\x17\n\x0fprofile_existed\x18\x01 \x01(\x08\x12(\n\tforgotten\x18\x02 \x03(\x0b\x32\x15.onefold.v1.Forgotten\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"Z\n\x16UnforgetProfileRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x17UnforgetProfileResponse\x12\x17\n\x0funblocked_count\x18\x01 \x01(\x05\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"=\n\x14ListForgottenRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListForgottenResponse\x12(\n\tforgotten\x18\x01 \x03(\x0b\x32\x15.onefold.v1.Forgotten\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14\x44\x65leteProfileRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x08\n\x06person\"=\n\x15\x44\x65leteProfileResponse\x12\x12\n\nprofile_id\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08*\xc8\x01\n\x0bLinkOutcome\x12\x1c\n\x18LINK_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13LINK_OUTCOME_LINKED\x10\x01\x12\x1f\n\x1bLINK_OUTCOME_ALREADY_LINKED\x10\x02\x12)\n%LINK_OUTCOME_REFUSED_LINKED_ELSEWHERE\x10\x03\x12\x1c\n\x18LINK_OUTCOME_MERGING_OFF\x10\x04\x12\x18\n\x14LINK_OUTCOME_SKIPPED\x10\x05*\x84\x01\n\x0cMergeOutcome\x12\x1d\n\x19MERGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14MERGE_OUTCOME_MERGED\x10\x01\x12\x1b\n\x17MERGE_OUTCOME_CONVERTED\x10\x02\x12\x1e\n\x1aMERGE_OUTCOME_SAME_PROFILE\x10\x03*e\n\x0bUndoOutcome\x12\x1c\n\x18UNDO_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13UNDO_OUTCOME_UNDONE\x10\x01\x12\x1f\n\x1bUNDO_OUTCOME_ALREADY_UNDONE\x10\x02\x32\xd4\x0b\n\x0fIdentityService\x12]\n\rUpdateProfile\x12 .onefold.v1.UpdateProfileRequest\x1a!.onefold.v1.UpdateProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12T\n\nGetProfile\x12\x1d.onefold.v1.GetProfileRequest\x1a\x1e.onefold.v1.GetProfileResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12N\n\x08Identify\x12\x1b.onefold.v1.IdentifyRequest\x1a\x1c.onefold.v1.IdentifyResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12o\n\x13\x42\x61tchUpdateProfiles\x12&.onefold.v1.BatchUpdateProfilesRequest\x1a\'.onefold.v1.BatchUpdateProfilesResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12`\n\x0eLookupProfiles\x12!.onefold.v1.LookupProfilesRequest\x1a\".onefold.v1.LookupProfilesResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12W\n\x0bUpdateEmail\x12\x1e.onefold.v1.UpdateEmailRequest\x1a\x1f.onefold.v1.UpdateEmailResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12Z\n\x0cUpdateUserId\x12\x1f.onefold.v1.UpdateUserIdRequest\x1a .onefold.v1.UpdateUserIdResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12]\n\rMergeProfiles\x12 .onefold.v1.MergeProfilesRequest\x1a!.onefold.v1.MergeProfilesResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12Z\n\x0cPreviewMerge\x12\x1f.onefold.v1.PreviewMergeRequest\x1a .onefold.v1.PreviewMergeResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12N\n\x08GetMerge\x12\x1b.onefold.v1.GetMergeRequest\x1a\x1c.onefold.v1.GetMergeResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12T\n\nListMerges\x12\x1d.onefold.v1.ListMergesRequest\x1a\x1e.onefold.v1.ListMergesResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12Q\n\tUndoMerge\x12\x1c.onefold.v1.UndoMergeRequest\x1a\x1d.onefold.v1.UndoMergeResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12]\n\rForgetProfile\x12 .onefold.v1.ForgetProfileRequest\x1a!.onefold.v1.ForgetProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12\x63\n\x0fUnforgetProfile\x12\".onefold.v1.UnforgetProfileRequest\x1a#.onefold.v1.UnforgetProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12]\n\rListForgotten\x12 .onefold.v1.ListForgottenRequest\x1a!.onefold.v1.ListForgottenResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x03\x12]\n\rDeleteProfile\x12 .onefold.v1.DeleteProfileRequest\x1a!.onefold.v1.DeleteProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,22 +45,110 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITYSERVICE'].methods_by_name['GetProfile']._serialized_options = b'\220\002\001\310\363\030\001'
   _globals['_IDENTITYSERVICE'].methods_by_name['Identify']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['Identify']._serialized_options = b'\220\002\002\310\363\030\002'
-  _globals['_LINKOUTCOME']._serialized_start=1338
-  _globals['_LINKOUTCOME']._serialized_end=1538
-  _globals['_UPDATEPROFILEREQUEST']._serialized_start=195
-  _globals['_UPDATEPROFILEREQUEST']._serialized_end=453
-  _globals['_UPDATEPROFILERESPONSE']._serialized_start=455
-  _globals['_UPDATEPROFILERESPONSE']._serialized_end=539
-  _globals['_GETPROFILEREQUEST']._serialized_start=542
-  _globals['_GETPROFILEREQUEST']._serialized_end=686
-  _globals['_GETPROFILERESPONSE']._serialized_start=688
-  _globals['_GETPROFILERESPONSE']._serialized_end=776
-  _globals['_IDENTIFYREQUEST']._serialized_start=779
-  _globals['_IDENTIFYREQUEST']._serialized_end=1054
-  _globals['_LINK']._serialized_start=1057
-  _globals['_LINK']._serialized_end=1222
-  _globals['_IDENTIFYRESPONSE']._serialized_start=1224
-  _globals['_IDENTIFYRESPONSE']._serialized_end=1335
-  _globals['_IDENTITYSERVICE']._serialized_start=1541
-  _globals['_IDENTITYSERVICE']._serialized_end=1819
+  _globals['_IDENTITYSERVICE'].methods_by_name['BatchUpdateProfiles']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['BatchUpdateProfiles']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_IDENTITYSERVICE'].methods_by_name['LookupProfiles']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['LookupProfiles']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_IDENTITYSERVICE'].methods_by_name['UpdateEmail']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['UpdateEmail']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_IDENTITYSERVICE'].methods_by_name['UpdateUserId']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['UpdateUserId']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_IDENTITYSERVICE'].methods_by_name['MergeProfiles']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['MergeProfiles']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_IDENTITYSERVICE'].methods_by_name['PreviewMerge']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['PreviewMerge']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_IDENTITYSERVICE'].methods_by_name['GetMerge']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['GetMerge']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListMerges']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListMerges']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_IDENTITYSERVICE'].methods_by_name['UndoMerge']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['UndoMerge']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_IDENTITYSERVICE'].methods_by_name['ForgetProfile']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['ForgetProfile']._serialized_options = b'\220\002\002\310\363\030\003'
+  _globals['_IDENTITYSERVICE'].methods_by_name['UnforgetProfile']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['UnforgetProfile']._serialized_options = b'\220\002\002\310\363\030\003'
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListForgotten']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListForgotten']._serialized_options = b'\220\002\001\310\363\030\003'
+  _globals['_IDENTITYSERVICE'].methods_by_name['DeleteProfile']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['DeleteProfile']._serialized_options = b'\220\002\002\310\363\030\003'
+  _globals['_LINKOUTCOME']._serialized_start=4641
+  _globals['_LINKOUTCOME']._serialized_end=4841
+  _globals['_MERGEOUTCOME']._serialized_start=4844
+  _globals['_MERGEOUTCOME']._serialized_end=4976
+  _globals['_UNDOOUTCOME']._serialized_start=4978
+  _globals['_UNDOOUTCOME']._serialized_end=5079
+  _globals['_UPDATEPROFILEREQUEST']._serialized_start=276
+  _globals['_UPDATEPROFILEREQUEST']._serialized_end=534
+  _globals['_UPDATEPROFILERESPONSE']._serialized_start=536
+  _globals['_UPDATEPROFILERESPONSE']._serialized_end=620
+  _globals['_GETPROFILEREQUEST']._serialized_start=623
+  _globals['_GETPROFILEREQUEST']._serialized_end=767
+  _globals['_GETPROFILERESPONSE']._serialized_start=769
+  _globals['_GETPROFILERESPONSE']._serialized_end=857
+  _globals['_IDENTIFYREQUEST']._serialized_start=860
+  _globals['_IDENTIFYREQUEST']._serialized_end=1135
+  _globals['_LINK']._serialized_start=1138
+  _globals['_LINK']._serialized_end=1303
+  _globals['_IDENTIFYRESPONSE']._serialized_start=1305
+  _globals['_IDENTIFYRESPONSE']._serialized_end=1416
+  _globals['_PROFILEUPDATE']._serialized_start=1419
+  _globals['_PROFILEUPDATE']._serialized_end=1650
+  _globals['_BATCHUPDATEPROFILESREQUEST']._serialized_start=1652
+  _globals['_BATCHUPDATEPROFILESREQUEST']._serialized_end=1744
+  _globals['_BATCHUPDATEPROFILESRESULT']._serialized_start=1746
+  _globals['_BATCHUPDATEPROFILESRESULT']._serialized_end=1869
+  _globals['_BATCHUPDATEPROFILESRESPONSE']._serialized_start=1871
+  _globals['_BATCHUPDATEPROFILESRESPONSE']._serialized_end=1974
+  _globals['_LOOKUPPROFILESREQUEST']._serialized_start=1977
+  _globals['_LOOKUPPROFILESREQUEST']._serialized_end=2134
+  _globals['_LOOKUPPROFILESRESPONSE']._serialized_start=2136
+  _globals['_LOOKUPPROFILESRESPONSE']._serialized_end=2224
+  _globals['_UPDATEEMAILREQUEST']._serialized_start=2226
+  _globals['_UPDATEEMAILREQUEST']._serialized_end=2331
+  _globals['_UPDATEEMAILRESPONSE']._serialized_start=2333
+  _globals['_UPDATEEMAILRESPONSE']._serialized_end=2415
+  _globals['_UPDATEUSERIDREQUEST']._serialized_start=2417
+  _globals['_UPDATEUSERIDREQUEST']._serialized_end=2525
+  _globals['_UPDATEUSERIDRESPONSE']._serialized_start=2527
+  _globals['_UPDATEUSERIDRESPONSE']._serialized_end=2610
+  _globals['_ARRAYMERGE']._serialized_start=2612
+  _globals['_ARRAYMERGE']._serialized_end=2658
+  _globals['_MERGEPROFILESREQUEST']._serialized_start=2661
+  _globals['_MERGEPROFILESREQUEST']._serialized_end=2859
+  _globals['_MERGEPROFILESRESPONSE']._serialized_start=2862
+  _globals['_MERGEPROFILESRESPONSE']._serialized_end=3024
+  _globals['_PREVIEWMERGEREQUEST']._serialized_start=3027
+  _globals['_PREVIEWMERGEREQUEST']._serialized_end=3249
+  _globals['_PREVIEWMERGERESPONSE']._serialized_start=3252
+  _globals['_PREVIEWMERGERESPONSE']._serialized_end=3447
+  _globals['_GETMERGEREQUEST']._serialized_start=3449
+  _globals['_GETMERGEREQUEST']._serialized_end=3484
+  _globals['_GETMERGERESPONSE']._serialized_start=3486
+  _globals['_GETMERGERESPONSE']._serialized_end=3538
+  _globals['_LISTMERGESREQUEST']._serialized_start=3541
+  _globals['_LISTMERGESREQUEST']._serialized_end=3679
+  _globals['_LISTMERGESRESPONSE']._serialized_start=3681
+  _globals['_LISTMERGESRESPONSE']._serialized_end=3761
+  _globals['_UNDOMERGEREQUEST']._serialized_start=3763
+  _globals['_UNDOMERGEREQUEST']._serialized_end=3819
+  _globals['_UNDOMERGERESPONSE']._serialized_start=3821
+  _globals['_UNDOMERGERESPONSE']._serialized_end=3934
+  _globals['_FORGETPROFILEREQUEST']._serialized_start=3936
+  _globals['_FORGETPROFILEREQUEST']._serialized_end=4024
+  _globals['_FORGETPROFILERESPONSE']._serialized_start=4026
+  _globals['_FORGETPROFILERESPONSE']._serialized_end=4134
+  _globals['_UNFORGETPROFILEREQUEST']._serialized_start=4136
+  _globals['_UNFORGETPROFILEREQUEST']._serialized_end=4226
+  _globals['_UNFORGETPROFILERESPONSE']._serialized_start=4228
+  _globals['_UNFORGETPROFILERESPONSE']._serialized_end=4296
+  _globals['_LISTFORGOTTENREQUEST']._serialized_start=4298
+  _globals['_LISTFORGOTTENREQUEST']._serialized_end=4359
+  _globals['_LISTFORGOTTENRESPONSE']._serialized_start=4361
+  _globals['_LISTFORGOTTENRESPONSE']._serialized_end=4451
+  _globals['_DELETEPROFILEREQUEST']._serialized_start=4453
+  _globals['_DELETEPROFILEREQUEST']._serialized_end=4575
+  _globals['_DELETEPROFILERESPONSE']._serialized_start=4577
+  _globals['_DELETEPROFILERESPONSE']._serialized_end=4638
+  _globals['_IDENTITYSERVICE']._serialized_start=5082
+  _globals['_IDENTITYSERVICE']._serialized_end=6574
 # @@protoc_insertion_point(module_scope)

@@ -3,12 +3,17 @@
 isort:skip_file
 Who people are."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onefold.v1 import data_format_pb2 as _data_format_pb2
+from onefold.v1 import forgotten_pb2 as _forgotten_pb2
+from onefold.v1 import item_error_pb2 as _item_error_pb2
+from onefold.v1 import merge_pb2 as _merge_pb2
 from onefold.v1 import profile_pb2 as _profile_pb2
 import builtins as _builtins
 import sys
@@ -56,6 +61,58 @@ LINK_OUTCOME_MERGING_OFF: LinkOutcome.ValueType  # 4
 LINK_OUTCOME_SKIPPED: LinkOutcome.ValueType  # 5
 """There was no profile to link it to, and update_existing_only was set."""
 Global___LinkOutcome: _TypeAlias = LinkOutcome  # noqa: Y015
+
+class _MergeOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MergeOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MergeOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MERGE_OUTCOME_UNSPECIFIED: _MergeOutcome.ValueType  # 0
+    """Never sent."""
+    MERGE_OUTCOME_MERGED: _MergeOutcome.ValueType  # 1
+    """The source went into the target."""
+    MERGE_OUTCOME_CONVERTED: _MergeOutcome.ValueType  # 2
+    """There was no target: the source was renamed to it."""
+    MERGE_OUTCOME_SAME_PROFILE: _MergeOutcome.ValueType  # 3
+    """Source and target are one profile already; nothing changed."""
+
+class MergeOutcome(_MergeOutcome, metaclass=_MergeOutcomeEnumTypeWrapper):
+    """What a merge did, or would do."""
+
+MERGE_OUTCOME_UNSPECIFIED: MergeOutcome.ValueType  # 0
+"""Never sent."""
+MERGE_OUTCOME_MERGED: MergeOutcome.ValueType  # 1
+"""The source went into the target."""
+MERGE_OUTCOME_CONVERTED: MergeOutcome.ValueType  # 2
+"""There was no target: the source was renamed to it."""
+MERGE_OUTCOME_SAME_PROFILE: MergeOutcome.ValueType  # 3
+"""Source and target are one profile already; nothing changed."""
+Global___MergeOutcome: _TypeAlias = MergeOutcome  # noqa: Y015
+
+class _UndoOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UndoOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UndoOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNDO_OUTCOME_UNSPECIFIED: _UndoOutcome.ValueType  # 0
+    """Never sent."""
+    UNDO_OUTCOME_UNDONE: _UndoOutcome.ValueType  # 1
+    """The merge is undone."""
+    UNDO_OUTCOME_ALREADY_UNDONE: _UndoOutcome.ValueType  # 2
+    """It had been undone before; nothing changed."""
+
+class UndoOutcome(_UndoOutcome, metaclass=_UndoOutcomeEnumTypeWrapper):
+    """What an undo did."""
+
+UNDO_OUTCOME_UNSPECIFIED: UndoOutcome.ValueType  # 0
+"""Never sent."""
+UNDO_OUTCOME_UNDONE: UndoOutcome.ValueType  # 1
+"""The merge is undone."""
+UNDO_OUTCOME_ALREADY_UNDONE: UndoOutcome.ValueType  # 2
+"""It had been undone before; nothing changed."""
+Global___UndoOutcome: _TypeAlias = UndoOutcome  # noqa: Y015
 
 @_typing.final
 class UpdateProfileRequest(_message.Message):
@@ -332,3 +389,929 @@ class IdentifyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IdentifyResponse: _TypeAlias = IdentifyResponse  # noqa: Y015
+
+@_typing.final
+class ProfileUpdate(_message.Message):
+    """One item of a batch of updates; its fields are those of UpdateProfileRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_JSON_FIELD_NUMBER: _builtins.int
+    MERGE_NESTED_OBJECTS_FIELD_NUMBER: _builtins.int
+    PREFER_USER_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
+    data_fields_json: _builtins.str
+    """As the text of a JSON object."""
+    merge_nested_objects: _builtins.bool
+    """As in UpdateProfileRequest."""
+    prefer_user_id: _builtins.bool
+    """As in UpdateProfileRequest."""
+    update_existing_only: _builtins.bool
+    """Skip rather than create."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who. Required."""
+
+    @_builtins.property
+    def data_fields(self) -> _struct_pb2.Struct:
+        """As a Struct."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        data_fields: _struct_pb2.Struct | None = ...,
+        data_fields_json: _builtins.str = ...,
+        merge_nested_objects: _builtins.bool = ...,
+        prefer_user_id: _builtins.bool = ...,
+        update_existing_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields", "identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields", "identifiers", b"identifiers", "merge_nested_objects", b"merge_nested_objects", "prefer_user_id", b"prefer_user_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_fields: _TypeAlias = _typing.Literal["data_fields", "data_fields_json"]  # noqa: Y015
+    _WhichOneofArgType_fields: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_fields) -> _WhichOneofReturnType_fields | None: ...
+
+Global___ProfileUpdate: _TypeAlias = ProfileUpdate  # noqa: Y015
+
+@_typing.final
+class BatchUpdateProfilesRequest(_message.Message):
+    """Several updates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileUpdate]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        updates: _abc.Iterable[Global___ProfileUpdate] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateProfilesRequest: _TypeAlias = BatchUpdateProfilesRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdateProfilesResult(_message.Message):
+    """What became of one update of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """The profile written."""
+
+    @_builtins.property
+    def error(self) -> _item_error_pb2.ItemError:
+        """Why nothing of the item was written."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        error: _item_error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["profile", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchUpdateProfilesResult: _TypeAlias = BatchUpdateProfilesResult  # noqa: Y015
+
+@_typing.final
+class BatchUpdateProfilesResponse(_message.Message):
+    """What became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchUpdateProfilesResult]:
+        """One for each update, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchUpdateProfilesResult] | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateProfilesResponse: _TypeAlias = BatchUpdateProfilesResponse  # noqa: Y015
+
+@_typing.final
+class LookupProfilesRequest(_message.Message):
+    """Whom to look for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMAIL_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DATA_FORMAT_FIELD_NUMBER: _builtins.int
+    email: _builtins.str
+    """An email."""
+    user_id: _builtins.str
+    """A user_id."""
+    page_size: _builtins.int
+    """How many at most: default 50; over 500 counts as 500. A page also ends at 3 MiB of data."""
+    page_token: _builtins.str
+    """Where to go on: next_page_token of the page before."""
+    data_format: _data_format_pb2.DataFormat.ValueType
+    """How to answer the data fields."""
+    def __init__(
+        self,
+        *,
+        email: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        data_format: _data_format_pb2.DataFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "identifier", b"identifier", "user_id", b"user_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_format", b"data_format", "email", b"email", "identifier", b"identifier", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_identifier: _TypeAlias = _typing.Literal["email", "user_id"]  # noqa: Y015
+    _WhichOneofArgType_identifier: _TypeAlias = _typing.Literal["identifier", b"identifier"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_identifier) -> _WhichOneofReturnType_identifier | None: ...
+
+Global___LookupProfilesRequest: _TypeAlias = LookupProfilesRequest  # noqa: Y015
+
+@_typing.final
+class LookupProfilesResponse(_message.Message):
+    """A page of profiles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty after the last page."""
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedCompositeFieldContainer[_profile_pb2.Profile]:
+        """The profiles, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        profiles: _abc.Iterable[_profile_pb2.Profile] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "profiles", b"profiles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookupProfilesResponse: _TypeAlias = LookupProfilesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateEmailRequest(_message.Message):
+    """Who, and the new email."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    NEW_EMAIL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    new_email: _builtins.str
+    """The new email. Required."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who, by the current identifiers. Required."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        new_email: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "new_email", b"new_email", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEmailRequest: _TypeAlias = UpdateEmailRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEmailResponse(_message.Message):
+    """What the call did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """The profile written."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEmailResponse: _TypeAlias = UpdateEmailResponse  # noqa: Y015
+
+@_typing.final
+class UpdateUserIdRequest(_message.Message):
+    """Who, and the new user_id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    NEW_USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    new_user_id: _builtins.str
+    """The new user_id. Required."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who, by the current identifiers. Required."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        new_user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "new_user_id", b"new_user_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateUserIdRequest: _TypeAlias = UpdateUserIdRequest  # noqa: Y015
+
+@_typing.final
+class UpdateUserIdResponse(_message.Message):
+    """What the call did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """The profile written."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateUserIdResponse: _TypeAlias = UpdateUserIdResponse  # noqa: Y015
+
+@_typing.final
+class ArrayMerge(_message.Message):
+    """An array to concatenate instead of letting the target's win."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    DEDUPE_BY_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The data field. A value that is no array counts as an array of one."""
+    dedupe_by: _builtins.str
+    """For arrays of objects: two with the same value under this key are the same, and the target's stays. Empty: equal
+    elements are the same.
+    """
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        dedupe_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedupe_by", b"dedupe_by", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrayMerge: _TypeAlias = ArrayMerge  # noqa: Y015
+
+@_typing.final
+class MergeProfilesRequest(_message.Message):
+    """Whom to merge into whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ARRAY_MERGES_FIELD_NUMBER: _builtins.int
+    ALLOW_KNOWN_SOURCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    allow_known_source: _builtins.bool
+    """Lets a known person be merged. Needs a key with scope ADMIN."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def source(self) -> _profile_pb2.Identifiers:
+        """Who goes. Required."""
+
+    @_builtins.property
+    def target(self) -> _profile_pb2.Identifiers:
+        """Who stays. Required."""
+
+    @_builtins.property
+    def array_merges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArrayMerge]:
+        """Arrays to concatenate: at most 100."""
+
+    def __init__(
+        self,
+        *,
+        source: _profile_pb2.Identifiers | None = ...,
+        target: _profile_pb2.Identifiers | None = ...,
+        array_merges: _abc.Iterable[Global___ArrayMerge] | None = ...,
+        allow_known_source: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_known_source", b"allow_known_source", "array_merges", b"array_merges", "request_id", b"request_id", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeProfilesRequest: _TypeAlias = MergeProfilesRequest  # noqa: Y015
+
+@_typing.final
+class MergeProfilesResponse(_message.Message):
+    """What the merge did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SURVIVOR_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    outcome: Global___MergeOutcome.ValueType
+    """What happened."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def survivor(self) -> _profile_pb2.ProfileWrite:
+        """The profile that everything belongs to now."""
+
+    @_builtins.property
+    def merge(self) -> _merge_pb2.Merge:
+        """The entry in the ledger; absent for SAME_PROFILE."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___MergeOutcome.ValueType = ...,
+        survivor: _profile_pb2.ProfileWrite | None = ...,
+        merge: _merge_pb2.Merge | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge", "survivor", b"survivor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge", "outcome", b"outcome", "replayed", b"replayed", "survivor", b"survivor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeProfilesResponse: _TypeAlias = MergeProfilesResponse  # noqa: Y015
+
+@_typing.final
+class PreviewMergeRequest(_message.Message):
+    """Which merge to preview."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ARRAY_MERGES_FIELD_NUMBER: _builtins.int
+    ALLOW_KNOWN_SOURCE_FIELD_NUMBER: _builtins.int
+    DATA_FORMAT_FIELD_NUMBER: _builtins.int
+    allow_known_source: _builtins.bool
+    """As in MergeProfilesRequest."""
+    data_format: _data_format_pb2.DataFormat.ValueType
+    """How to answer the data fields."""
+    @_builtins.property
+    def source(self) -> _profile_pb2.Identifiers:
+        """Who would go. Required."""
+
+    @_builtins.property
+    def target(self) -> _profile_pb2.Identifiers:
+        """Who would stay. Required."""
+
+    @_builtins.property
+    def array_merges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArrayMerge]:
+        """Arrays to concatenate: at most 100."""
+
+    def __init__(
+        self,
+        *,
+        source: _profile_pb2.Identifiers | None = ...,
+        target: _profile_pb2.Identifiers | None = ...,
+        array_merges: _abc.Iterable[Global___ArrayMerge] | None = ...,
+        allow_known_source: _builtins.bool = ...,
+        data_format: _data_format_pb2.DataFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_known_source", b"allow_known_source", "array_merges", b"array_merges", "data_format", b"data_format", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewMergeRequest: _TypeAlias = PreviewMergeRequest  # noqa: Y015
+
+@_typing.final
+class PreviewMergeResponse(_message.Message):
+    """What the merge would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SURVIVOR_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELDS_FIELD_NUMBER: _builtins.int
+    TARGET_FIELDS_FIELD_NUMBER: _builtins.int
+    MERGED_ARRAYS_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    outcome: Global___MergeOutcome.ValueType
+    """What would happen."""
+    device_count: _builtins.int
+    """How many devices the source has."""
+    @_builtins.property
+    def survivor(self) -> _profile_pb2.Profile:
+        """The profile that everything would belong to."""
+
+    @_builtins.property
+    def source_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The data fields that would come from the source."""
+
+    @_builtins.property
+    def target_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The data fields that both have, and of which the target's value would win."""
+
+    @_builtins.property
+    def merged_arrays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The data fields whose arrays would be concatenated."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___MergeOutcome.ValueType = ...,
+        survivor: _profile_pb2.Profile | None = ...,
+        source_fields: _abc.Iterable[_builtins.str] | None = ...,
+        target_fields: _abc.Iterable[_builtins.str] | None = ...,
+        merged_arrays: _abc.Iterable[_builtins.str] | None = ...,
+        device_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["survivor", b"survivor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_count", b"device_count", "merged_arrays", b"merged_arrays", "outcome", b"outcome", "source_fields", b"source_fields", "survivor", b"survivor", "target_fields", b"target_fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewMergeResponse: _TypeAlias = PreviewMergeResponse  # noqa: Y015
+
+@_typing.final
+class GetMergeRequest(_message.Message):
+    """Which merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERGE_ID_FIELD_NUMBER: _builtins.int
+    merge_id: _builtins.str
+    """The id that MergeProfiles or Identify gave. Required."""
+    def __init__(
+        self,
+        *,
+        merge_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge_id", b"merge_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMergeRequest: _TypeAlias = GetMergeRequest  # noqa: Y015
+
+@_typing.final
+class GetMergeResponse(_message.Message):
+    """The merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def merge(self) -> _merge_pb2.Merge:
+        """The merge."""
+
+    def __init__(
+        self,
+        *,
+        merge: _merge_pb2.Merge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMergeResponse: _TypeAlias = GetMergeResponse  # noqa: Y015
+
+@_typing.final
+class ListMergesRequest(_message.Message):
+    """Whose merges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """By the immutable id, also of a profile that was merged away."""
+    page_size: _builtins.int
+    """How many at most: default 50; over 500 counts as 500."""
+    page_token: _builtins.str
+    """Where to go on: next_page_token of the page before."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """By the identifiers that the project's type admits."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        profile_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "person", b"person", "profile_id", b"profile_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "page_size", b"page_size", "page_token", b"page_token", "person", b"person", "profile_id", b"profile_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_person: _TypeAlias = _typing.Literal["identifiers", "profile_id"]  # noqa: Y015
+    _WhichOneofArgType_person: _TypeAlias = _typing.Literal["person", b"person"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_person) -> _WhichOneofReturnType_person | None: ...
+
+Global___ListMergesRequest: _TypeAlias = ListMergesRequest  # noqa: Y015
+
+@_typing.final
+class ListMergesResponse(_message.Message):
+    """A page of the ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty after the last page."""
+    @_builtins.property
+    def merges(self) -> _containers.RepeatedCompositeFieldContainer[_merge_pb2.Merge]:
+        """The merges, newest first."""
+
+    def __init__(
+        self,
+        *,
+        merges: _abc.Iterable[_merge_pb2.Merge] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merges", b"merges", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMergesResponse: _TypeAlias = ListMergesResponse  # noqa: Y015
+
+@_typing.final
+class UndoMergeRequest(_message.Message):
+    """Which merge to undo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERGE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    merge_id: _builtins.str
+    """The id that MergeProfiles or Identify gave. Required."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    def __init__(
+        self,
+        *,
+        merge_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge_id", b"merge_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndoMergeRequest: _TypeAlias = UndoMergeRequest  # noqa: Y015
+
+@_typing.final
+class UndoMergeResponse(_message.Message):
+    """What the undo did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    outcome: Global___UndoOutcome.ValueType
+    """What happened."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def merge(self) -> _merge_pb2.Merge:
+        """The merge as it now stands in the ledger."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___UndoOutcome.ValueType = ...,
+        merge: _merge_pb2.Merge | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge", "outcome", b"outcome", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndoMergeResponse: _TypeAlias = UndoMergeResponse  # noqa: Y015
+
+@_typing.final
+class ForgetProfileRequest(_message.Message):
+    """Whom to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who. Required."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetProfileRequest: _TypeAlias = ForgetProfileRequest  # noqa: Y015
+
+@_typing.final
+class ForgetProfileResponse(_message.Message):
+    """What the call did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_EXISTED_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    profile_existed: _builtins.bool
+    """Whether there was a profile."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def forgotten(self) -> _containers.RepeatedCompositeFieldContainer[_forgotten_pb2.Forgotten]:
+        """The identifiers that are blocked now."""
+
+    def __init__(
+        self,
+        *,
+        profile_existed: _builtins.bool = ...,
+        forgotten: _abc.Iterable[_forgotten_pb2.Forgotten] | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten", b"forgotten", "profile_existed", b"profile_existed", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetProfileResponse: _TypeAlias = ForgetProfileResponse  # noqa: Y015
+
+@_typing.final
+class UnforgetProfileRequest(_message.Message):
+    """Whom to let back in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who. Required."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnforgetProfileRequest: _TypeAlias = UnforgetProfileRequest  # noqa: Y015
+
+@_typing.final
+class UnforgetProfileResponse(_message.Message):
+    """What the call did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNBLOCKED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    unblocked_count: _builtins.int
+    """How many identifiers are no longer blocked."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        unblocked_count: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "unblocked_count", b"unblocked_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnforgetProfileResponse: _TypeAlias = UnforgetProfileResponse  # noqa: Y015
+
+@_typing.final
+class ListForgottenRequest(_message.Message):
+    """Which page of the forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most: default 50; over 500 counts as 500."""
+    page_token: _builtins.str
+    """Where to go on: next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForgottenRequest: _TypeAlias = ListForgottenRequest  # noqa: Y015
+
+@_typing.final
+class ListForgottenResponse(_message.Message):
+    """A page of the forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty after the last page."""
+    @_builtins.property
+    def forgotten(self) -> _containers.RepeatedCompositeFieldContainer[_forgotten_pb2.Forgotten]:
+        """The forgotten identifiers, by hash."""
+
+    def __init__(
+        self,
+        *,
+        forgotten: _abc.Iterable[_forgotten_pb2.Forgotten] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten", b"forgotten", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForgottenResponse: _TypeAlias = ListForgottenResponse  # noqa: Y015
+
+@_typing.final
+class DeleteProfileRequest(_message.Message):
+    """Whom to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """By the immutable id."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """By the identifiers that the project's type admits."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        profile_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "person", b"person", "profile_id", b"profile_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "person", b"person", "profile_id", b"profile_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_person: _TypeAlias = _typing.Literal["identifiers", "profile_id"]  # noqa: Y015
+    _WhichOneofArgType_person: _TypeAlias = _typing.Literal["person", b"person"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_person) -> _WhichOneofReturnType_person | None: ...
+
+Global___DeleteProfileRequest: _TypeAlias = DeleteProfileRequest  # noqa: Y015
+
+@_typing.final
+class DeleteProfileResponse(_message.Message):
+    """What the call did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """The id of the profile that is gone."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        profile_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile_id", b"profile_id", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteProfileResponse: _TypeAlias = DeleteProfileResponse  # noqa: Y015

@@ -54,6 +54,71 @@ class IdentityServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_identity__service__pb2.IdentifyRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_identity__service__pb2.IdentifyResponse.FromString,
                 _registered_method=True)
+        self.BatchUpdateProfiles = channel.unary_unary(
+                '/onefold.v1.IdentityService/BatchUpdateProfiles',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesResponse.FromString,
+                _registered_method=True)
+        self.LookupProfiles = channel.unary_unary(
+                '/onefold.v1.IdentityService/LookupProfiles',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.LookupProfilesRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.LookupProfilesResponse.FromString,
+                _registered_method=True)
+        self.UpdateEmail = channel.unary_unary(
+                '/onefold.v1.IdentityService/UpdateEmail',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.UpdateEmailRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.UpdateEmailResponse.FromString,
+                _registered_method=True)
+        self.UpdateUserId = channel.unary_unary(
+                '/onefold.v1.IdentityService/UpdateUserId',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdResponse.FromString,
+                _registered_method=True)
+        self.MergeProfiles = channel.unary_unary(
+                '/onefold.v1.IdentityService/MergeProfiles',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.MergeProfilesRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.MergeProfilesResponse.FromString,
+                _registered_method=True)
+        self.PreviewMerge = channel.unary_unary(
+                '/onefold.v1.IdentityService/PreviewMerge',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.PreviewMergeRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.PreviewMergeResponse.FromString,
+                _registered_method=True)
+        self.GetMerge = channel.unary_unary(
+                '/onefold.v1.IdentityService/GetMerge',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.GetMergeRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.GetMergeResponse.FromString,
+                _registered_method=True)
+        self.ListMerges = channel.unary_unary(
+                '/onefold.v1.IdentityService/ListMerges',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.ListMergesRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.ListMergesResponse.FromString,
+                _registered_method=True)
+        self.UndoMerge = channel.unary_unary(
+                '/onefold.v1.IdentityService/UndoMerge',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.UndoMergeRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.UndoMergeResponse.FromString,
+                _registered_method=True)
+        self.ForgetProfile = channel.unary_unary(
+                '/onefold.v1.IdentityService/ForgetProfile',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.ForgetProfileRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.ForgetProfileResponse.FromString,
+                _registered_method=True)
+        self.UnforgetProfile = channel.unary_unary(
+                '/onefold.v1.IdentityService/UnforgetProfile',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileResponse.FromString,
+                _registered_method=True)
+        self.ListForgotten = channel.unary_unary(
+                '/onefold.v1.IdentityService/ListForgotten',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.ListForgottenRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.ListForgottenResponse.FromString,
+                _registered_method=True)
+        self.DeleteProfile = channel.unary_unary(
+                '/onefold.v1.IdentityService/DeleteProfile',
+                request_serializer=onefold_dot_v1_dot_identity__service__pb2.DeleteProfileRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_identity__service__pb2.DeleteProfileResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer(object):
@@ -101,6 +166,128 @@ class IdentityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchUpdateProfiles(self, request, context):
+        """Creates or updates up to 1,000 profiles, with one result per item in request order. Per item: a bad item never
+        spoils the others, and those that are good are committed together. Idempotent.
+
+        Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupProfiles(self, request, context):
+        """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateEmail(self, request, context):
+        """Gives a person another email. It stays the same profile: fields, events and devices follow. Atomic. Idempotent.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL projects; others create the profile), IDENTIFIER_TAKEN, FORGOTTEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUserId(self, request, context):
+        """Gives a person another user_id. It stays the same profile. Atomic. Idempotent.
+
+        Reasons: as for UpdateEmail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeProfiles(self, request, context):
+        """Merges one person into another: the source's fields, events, devices and anonymous ids go to the target, and the
+        source is gone. Atomic, and right in every read from the moment it returns, whatever the number of events; a worker
+        moves them afterwards. Idempotent: merged already is SAME_PROFILE.
+
+        The target's value wins where both have a field, and the source fills gaps; objects are not combined. The source's
+        identifiers lead to the target: for ever if the source was unknown, else during 5 minutes. If there is no target,
+        the source is renamed in place to it.
+
+        Known sources need allow_known_source and a key with scope ADMIN. Can be undone for 30 days. Reasons: FIELDS_INVALID,
+        PROFILE_NOT_FOUND (no source), KNOWN_SOURCE, ARRAY_NOT_MERGEABLE, DATA_FIELDS_LIMIT, FORGOTTEN, SCOPE_MISSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewMerge(self, request, context):
+        """Answers what MergeProfiles would do, and writes nothing. Reasons: as for MergeProfiles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMerge(self, request, context):
+        """Reads an entry of the merge ledger. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMerges(self, request, context):
+        """Lists the merges that a profile took part in, newest first. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID,
+        PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndoMerge(self, request, context):
+        """Takes a merge back: source and target are what they were, events and devices go back to where they came from, and
+        fields changed since keep their newer value on the target. An association is undone by freeing its anonymous_id.
+        Atomic, right in every read from the moment it returns. Idempotent. Possible for 30 days.
+
+        Events received for the target since stay with the target. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND, MERGE_BUILT_ON,
+        MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetProfile(self, request, context):
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
+        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
+        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
+        has is blocked all the same.
+
+        EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnforgetProfile(self, request, context):
+        """Lets forgotten identifiers be used again. It restores nothing. Atomic. Idempotent. Reasons: FIELDS_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListForgotten(self, request, context):
+        """Lists the hashes of forgotten identifiers. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteProfile(self, request, context):
+        """Deletes a person as ForgetProfile does, but blocks nothing. Atomic. Idempotent: deleting nobody is NOT_FOUND.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +305,71 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.Identify,
                     request_deserializer=onefold_dot_v1_dot_identity__service__pb2.IdentifyRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_identity__service__pb2.IdentifyResponse.SerializeToString,
+            ),
+            'BatchUpdateProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateProfiles,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesResponse.SerializeToString,
+            ),
+            'LookupProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupProfiles,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.LookupProfilesRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.LookupProfilesResponse.SerializeToString,
+            ),
+            'UpdateEmail': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEmail,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.UpdateEmailRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.UpdateEmailResponse.SerializeToString,
+            ),
+            'UpdateUserId': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUserId,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdResponse.SerializeToString,
+            ),
+            'MergeProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeProfiles,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.MergeProfilesRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.MergeProfilesResponse.SerializeToString,
+            ),
+            'PreviewMerge': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewMerge,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.PreviewMergeRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.PreviewMergeResponse.SerializeToString,
+            ),
+            'GetMerge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMerge,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.GetMergeRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.GetMergeResponse.SerializeToString,
+            ),
+            'ListMerges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMerges,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.ListMergesRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.ListMergesResponse.SerializeToString,
+            ),
+            'UndoMerge': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndoMerge,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.UndoMergeRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.UndoMergeResponse.SerializeToString,
+            ),
+            'ForgetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetProfile,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.ForgetProfileRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.ForgetProfileResponse.SerializeToString,
+            ),
+            'UnforgetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnforgetProfile,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileResponse.SerializeToString,
+            ),
+            'ListForgotten': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListForgotten,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.ListForgottenRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.ListForgottenResponse.SerializeToString,
+            ),
+            'DeleteProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteProfile,
+                    request_deserializer=onefold_dot_v1_dot_identity__service__pb2.DeleteProfileRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_identity__service__pb2.DeleteProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -206,6 +458,357 @@ class IdentityService(object):
             '/onefold.v1.IdentityService/Identify',
             onefold_dot_v1_dot_identity__service__pb2.IdentifyRequest.SerializeToString,
             onefold_dot_v1_dot_identity__service__pb2.IdentifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/BatchUpdateProfiles',
+            onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.BatchUpdateProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/LookupProfiles',
+            onefold_dot_v1_dot_identity__service__pb2.LookupProfilesRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.LookupProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEmail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/UpdateEmail',
+            onefold_dot_v1_dot_identity__service__pb2.UpdateEmailRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.UpdateEmailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUserId(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/UpdateUserId',
+            onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.UpdateUserIdResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/MergeProfiles',
+            onefold_dot_v1_dot_identity__service__pb2.MergeProfilesRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.MergeProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewMerge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/PreviewMerge',
+            onefold_dot_v1_dot_identity__service__pb2.PreviewMergeRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.PreviewMergeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMerge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/GetMerge',
+            onefold_dot_v1_dot_identity__service__pb2.GetMergeRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.GetMergeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMerges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/ListMerges',
+            onefold_dot_v1_dot_identity__service__pb2.ListMergesRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.ListMergesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndoMerge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/UndoMerge',
+            onefold_dot_v1_dot_identity__service__pb2.UndoMergeRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.UndoMergeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/ForgetProfile',
+            onefold_dot_v1_dot_identity__service__pb2.ForgetProfileRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.ForgetProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnforgetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/UnforgetProfile',
+            onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.UnforgetProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListForgotten(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/ListForgotten',
+            onefold_dot_v1_dot_identity__service__pb2.ListForgottenRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.ListForgottenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.IdentityService/DeleteProfile',
+            onefold_dot_v1_dot_identity__service__pb2.DeleteProfileRequest.SerializeToString,
+            onefold_dot_v1_dot_identity__service__pb2.DeleteProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,72 @@ class IdentityServiceStub:
 
     Reasons: as for UpdateProfile.
     """
+    BatchUpdateProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.BatchUpdateProfilesRequest, _identity_service_pb2.BatchUpdateProfilesResponse]
+    """Creates or updates up to 1,000 profiles, with one result per item in request order. Per item: a bad item never
+    spoils the others, and those that are good are committed together. Idempotent.
+
+    Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
+    """
+    LookupProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.LookupProfilesRequest, _identity_service_pb2.LookupProfilesResponse]
+    """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+    """
+    UpdateEmail: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateEmailRequest, _identity_service_pb2.UpdateEmailResponse]
+    """Gives a person another email. It stays the same profile: fields, events and devices follow. Atomic. Idempotent.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL projects; others create the profile), IDENTIFIER_TAKEN, FORGOTTEN.
+    """
+    UpdateUserId: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateUserIdRequest, _identity_service_pb2.UpdateUserIdResponse]
+    """Gives a person another user_id. It stays the same profile. Atomic. Idempotent.
+
+    Reasons: as for UpdateEmail.
+    """
+    MergeProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.MergeProfilesRequest, _identity_service_pb2.MergeProfilesResponse]
+    """Merges one person into another: the source's fields, events, devices and anonymous ids go to the target, and the
+    source is gone. Atomic, and right in every read from the moment it returns, whatever the number of events; a worker
+    moves them afterwards. Idempotent: merged already is SAME_PROFILE.
+
+    The target's value wins where both have a field, and the source fills gaps; objects are not combined. The source's
+    identifiers lead to the target: for ever if the source was unknown, else during 5 minutes. If there is no target,
+    the source is renamed in place to it.
+
+    Known sources need allow_known_source and a key with scope ADMIN. Can be undone for 30 days. Reasons: FIELDS_INVALID,
+    PROFILE_NOT_FOUND (no source), KNOWN_SOURCE, ARRAY_NOT_MERGEABLE, DATA_FIELDS_LIMIT, FORGOTTEN, SCOPE_MISSING.
+    """
+    PreviewMerge: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.PreviewMergeRequest, _identity_service_pb2.PreviewMergeResponse]
+    """Answers what MergeProfiles would do, and writes nothing. Reasons: as for MergeProfiles."""
+    GetMerge: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.GetMergeRequest, _identity_service_pb2.GetMergeResponse]
+    """Reads an entry of the merge ledger. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND."""
+    ListMerges: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ListMergesRequest, _identity_service_pb2.ListMergesResponse]
+    """Lists the merges that a profile took part in, newest first. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID,
+    PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    UndoMerge: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.UndoMergeRequest, _identity_service_pb2.UndoMergeResponse]
+    """Takes a merge back: source and target are what they were, events and devices go back to where they came from, and
+    fields changed since keep their newer value on the target. An association is undone by freeing its anonymous_id.
+    Atomic, right in every read from the moment it returns. Idempotent. Possible for 30 days.
+
+    Events received for the target since stay with the target. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND, MERGE_BUILT_ON,
+    MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
+    """
+    ForgetProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
+    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
+    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
+    has is blocked all the same.
+
+    EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
+    """
+    UnforgetProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.UnforgetProfileRequest, _identity_service_pb2.UnforgetProfileResponse]
+    """Lets forgotten identifiers be used again. It restores nothing. Atomic. Idempotent. Reasons: FIELDS_INVALID."""
+    ListForgotten: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ListForgottenRequest, _identity_service_pb2.ListForgottenResponse]
+    """Lists the hashes of forgotten identifiers. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID."""
+    DeleteProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.DeleteProfileRequest, _identity_service_pb2.DeleteProfileResponse]
+    """Deletes a person as ForgetProfile does, but blocks nothing. Atomic. Idempotent: deleting nobody is NOT_FOUND.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -98,6 +164,72 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
     Reasons: as for UpdateProfile.
+    """
+    BatchUpdateProfiles: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.BatchUpdateProfilesRequest, _identity_service_pb2.BatchUpdateProfilesResponse]  # type: ignore[assignment]
+    """Creates or updates up to 1,000 profiles, with one result per item in request order. Per item: a bad item never
+    spoils the others, and those that are good are committed together. Idempotent.
+
+    Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
+    """
+    LookupProfiles: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.LookupProfilesRequest, _identity_service_pb2.LookupProfilesResponse]  # type: ignore[assignment]
+    """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+    """
+    UpdateEmail: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateEmailRequest, _identity_service_pb2.UpdateEmailResponse]  # type: ignore[assignment]
+    """Gives a person another email. It stays the same profile: fields, events and devices follow. Atomic. Idempotent.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL projects; others create the profile), IDENTIFIER_TAKEN, FORGOTTEN.
+    """
+    UpdateUserId: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UpdateUserIdRequest, _identity_service_pb2.UpdateUserIdResponse]  # type: ignore[assignment]
+    """Gives a person another user_id. It stays the same profile. Atomic. Idempotent.
+
+    Reasons: as for UpdateEmail.
+    """
+    MergeProfiles: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.MergeProfilesRequest, _identity_service_pb2.MergeProfilesResponse]  # type: ignore[assignment]
+    """Merges one person into another: the source's fields, events, devices and anonymous ids go to the target, and the
+    source is gone. Atomic, and right in every read from the moment it returns, whatever the number of events; a worker
+    moves them afterwards. Idempotent: merged already is SAME_PROFILE.
+
+    The target's value wins where both have a field, and the source fills gaps; objects are not combined. The source's
+    identifiers lead to the target: for ever if the source was unknown, else during 5 minutes. If there is no target,
+    the source is renamed in place to it.
+
+    Known sources need allow_known_source and a key with scope ADMIN. Can be undone for 30 days. Reasons: FIELDS_INVALID,
+    PROFILE_NOT_FOUND (no source), KNOWN_SOURCE, ARRAY_NOT_MERGEABLE, DATA_FIELDS_LIMIT, FORGOTTEN, SCOPE_MISSING.
+    """
+    PreviewMerge: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.PreviewMergeRequest, _identity_service_pb2.PreviewMergeResponse]  # type: ignore[assignment]
+    """Answers what MergeProfiles would do, and writes nothing. Reasons: as for MergeProfiles."""
+    GetMerge: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.GetMergeRequest, _identity_service_pb2.GetMergeResponse]  # type: ignore[assignment]
+    """Reads an entry of the merge ledger. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND."""
+    ListMerges: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ListMergesRequest, _identity_service_pb2.ListMergesResponse]  # type: ignore[assignment]
+    """Lists the merges that a profile took part in, newest first. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID,
+    PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    UndoMerge: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UndoMergeRequest, _identity_service_pb2.UndoMergeResponse]  # type: ignore[assignment]
+    """Takes a merge back: source and target are what they were, events and devices go back to where they came from, and
+    fields changed since keep their newer value on the target. An association is undone by freeing its anonymous_id.
+    Atomic, right in every read from the moment it returns. Idempotent. Possible for 30 days.
+
+    Events received for the target since stay with the target. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND, MERGE_BUILT_ON,
+    MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
+    """
+    ForgetProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]  # type: ignore[assignment]
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
+    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
+    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
+    has is blocked all the same.
+
+    EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
+    """
+    UnforgetProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UnforgetProfileRequest, _identity_service_pb2.UnforgetProfileResponse]  # type: ignore[assignment]
+    """Lets forgotten identifiers be used again. It restores nothing. Atomic. Idempotent. Reasons: FIELDS_INVALID."""
+    ListForgotten: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ListForgottenRequest, _identity_service_pb2.ListForgottenResponse]  # type: ignore[assignment]
+    """Lists the hashes of forgotten identifiers. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID."""
+    DeleteProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.DeleteProfileRequest, _identity_service_pb2.DeleteProfileResponse]  # type: ignore[assignment]
+    """Deletes a person as ForgetProfile does, but blocks nothing. Atomic. Idempotent: deleting nobody is NOT_FOUND.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
     """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +281,150 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
         Reasons: as for UpdateProfile.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchUpdateProfiles(
+        self,
+        request: _identity_service_pb2.BatchUpdateProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.BatchUpdateProfilesResponse, _abc.Awaitable[_identity_service_pb2.BatchUpdateProfilesResponse]]:
+        """Creates or updates up to 1,000 profiles, with one result per item in request order. Per item: a bad item never
+        spoils the others, and those that are good are committed together. Idempotent.
+
+        Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def LookupProfiles(
+        self,
+        request: _identity_service_pb2.LookupProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.LookupProfilesResponse, _abc.Awaitable[_identity_service_pb2.LookupProfilesResponse]]:
+        """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateEmail(
+        self,
+        request: _identity_service_pb2.UpdateEmailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.UpdateEmailResponse, _abc.Awaitable[_identity_service_pb2.UpdateEmailResponse]]:
+        """Gives a person another email. It stays the same profile: fields, events and devices follow. Atomic. Idempotent.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL projects; others create the profile), IDENTIFIER_TAKEN, FORGOTTEN.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateUserId(
+        self,
+        request: _identity_service_pb2.UpdateUserIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.UpdateUserIdResponse, _abc.Awaitable[_identity_service_pb2.UpdateUserIdResponse]]:
+        """Gives a person another user_id. It stays the same profile. Atomic. Idempotent.
+
+        Reasons: as for UpdateEmail.
+        """
+
+    @_abc_1.abstractmethod
+    def MergeProfiles(
+        self,
+        request: _identity_service_pb2.MergeProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.MergeProfilesResponse, _abc.Awaitable[_identity_service_pb2.MergeProfilesResponse]]:
+        """Merges one person into another: the source's fields, events, devices and anonymous ids go to the target, and the
+        source is gone. Atomic, and right in every read from the moment it returns, whatever the number of events; a worker
+        moves them afterwards. Idempotent: merged already is SAME_PROFILE.
+
+        The target's value wins where both have a field, and the source fills gaps; objects are not combined. The source's
+        identifiers lead to the target: for ever if the source was unknown, else during 5 minutes. If there is no target,
+        the source is renamed in place to it.
+
+        Known sources need allow_known_source and a key with scope ADMIN. Can be undone for 30 days. Reasons: FIELDS_INVALID,
+        PROFILE_NOT_FOUND (no source), KNOWN_SOURCE, ARRAY_NOT_MERGEABLE, DATA_FIELDS_LIMIT, FORGOTTEN, SCOPE_MISSING.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewMerge(
+        self,
+        request: _identity_service_pb2.PreviewMergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.PreviewMergeResponse, _abc.Awaitable[_identity_service_pb2.PreviewMergeResponse]]:
+        """Answers what MergeProfiles would do, and writes nothing. Reasons: as for MergeProfiles."""
+
+    @_abc_1.abstractmethod
+    def GetMerge(
+        self,
+        request: _identity_service_pb2.GetMergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.GetMergeResponse, _abc.Awaitable[_identity_service_pb2.GetMergeResponse]]:
+        """Reads an entry of the merge ledger. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListMerges(
+        self,
+        request: _identity_service_pb2.ListMergesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.ListMergesResponse, _abc.Awaitable[_identity_service_pb2.ListMergesResponse]]:
+        """Lists the merges that a profile took part in, newest first. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID,
+        PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def UndoMerge(
+        self,
+        request: _identity_service_pb2.UndoMergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.UndoMergeResponse, _abc.Awaitable[_identity_service_pb2.UndoMergeResponse]]:
+        """Takes a merge back: source and target are what they were, events and devices go back to where they came from, and
+        fields changed since keep their newer value on the target. An association is undone by freeing its anonymous_id.
+        Atomic, right in every read from the moment it returns. Idempotent. Possible for 30 days.
+
+        Events received for the target since stay with the target. Reasons: FIELDS_INVALID, MERGE_NOT_FOUND, MERGE_BUILT_ON,
+        MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetProfile(
+        self,
+        request: _identity_service_pb2.ForgetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.ForgetProfileResponse, _abc.Awaitable[_identity_service_pb2.ForgetProfileResponse]]:
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
+        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
+        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
+        has is blocked all the same.
+
+        EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def UnforgetProfile(
+        self,
+        request: _identity_service_pb2.UnforgetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.UnforgetProfileResponse, _abc.Awaitable[_identity_service_pb2.UnforgetProfileResponse]]:
+        """Lets forgotten identifiers be used again. It restores nothing. Atomic. Idempotent. Reasons: FIELDS_INVALID."""
+
+    @_abc_1.abstractmethod
+    def ListForgotten(
+        self,
+        request: _identity_service_pb2.ListForgottenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.ListForgottenResponse, _abc.Awaitable[_identity_service_pb2.ListForgottenResponse]]:
+        """Lists the hashes of forgotten identifiers. Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID."""
+
+    @_abc_1.abstractmethod
+    def DeleteProfile(
+        self,
+        request: _identity_service_pb2.DeleteProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.DeleteProfileResponse, _abc.Awaitable[_identity_service_pb2.DeleteProfileResponse]]:
+        """Deletes a person as ForgetProfile does, but blocks nothing. Atomic. Idempotent: deleting nobody is NOT_FOUND.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
         """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

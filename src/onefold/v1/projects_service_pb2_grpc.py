@@ -56,6 +56,16 @@ class ProjectsServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyResponse.FromString,
                 _registered_method=True)
+        self.ListProjects = channel.unary_unary(
+                '/onefold.v1.ProjectsService/ListProjects',
+                request_serializer=onefold_dot_v1_dot_projects__service__pb2.ListProjectsRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_projects__service__pb2.ListProjectsResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/onefold.v1.ProjectsService/ListApiKeys',
+                request_serializer=onefold_dot_v1_dot_projects__service__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_projects__service__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
         self.RevokeApiKey = channel.unary_unary(
                 '/onefold.v1.ProjectsService/RevokeApiKey',
                 request_serializer=onefold_dot_v1_dot_projects__service__pb2.RevokeApiKeyRequest.SerializeToString,
@@ -104,6 +114,24 @@ class ProjectsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListProjects(self, request, context):
+        """Lists the key's own project and the projects made with its keys, by project_id.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """Lists the keys of the key's project, the ended ones included, by key_id. Their texts are not kept.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeApiKey(self, request, context):
         """Ends a key of the key's project. Atomic. Idempotent. Every server refuses the key within 10 seconds; the server
         that took the call at once.
@@ -136,6 +164,16 @@ def add_ProjectsServiceServicer_to_server(servicer, server):
                     servicer.CreateApiKey,
                     request_deserializer=onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'ListProjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjects,
+                    request_deserializer=onefold_dot_v1_dot_projects__service__pb2.ListProjectsRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_projects__service__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=onefold_dot_v1_dot_projects__service__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_projects__service__pb2.ListApiKeysResponse.SerializeToString,
             ),
             'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeApiKey,
@@ -253,6 +291,60 @@ class ProjectsService(object):
             '/onefold.v1.ProjectsService/CreateApiKey',
             onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyRequest.SerializeToString,
             onefold_dot_v1_dot_projects__service__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.ProjectsService/ListProjects',
+            onefold_dot_v1_dot_projects__service__pb2.ListProjectsRequest.SerializeToString,
+            onefold_dot_v1_dot_projects__service__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.ProjectsService/ListApiKeys',
+            onefold_dot_v1_dot_projects__service__pb2.ListApiKeysRequest.SerializeToString,
+            onefold_dot_v1_dot_projects__service__pb2.ListApiKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

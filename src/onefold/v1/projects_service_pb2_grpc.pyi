@@ -54,6 +54,16 @@ class ProjectsServiceStub:
 
     Reasons: FIELDS_INVALID.
     """
+    ListProjects: _grpc.UnaryUnaryMultiCallable[_projects_service_pb2.ListProjectsRequest, _projects_service_pb2.ListProjectsResponse]
+    """Lists the key's own project and the projects made with its keys, by project_id.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+    """
+    ListApiKeys: _grpc.UnaryUnaryMultiCallable[_projects_service_pb2.ListApiKeysRequest, _projects_service_pb2.ListApiKeysResponse]
+    """Lists the keys of the key's project, the ended ones included, by key_id. Their texts are not kept.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+    """
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_projects_service_pb2.RevokeApiKeyRequest, _projects_service_pb2.RevokeApiKeyResponse]
     """Ends a key of the key's project. Atomic. Idempotent. Every server refuses the key within 10 seconds; the server
     that took the call at once.
@@ -86,6 +96,16 @@ class ProjectsServiceAsyncStub(ProjectsServiceStub):
     again, it makes another key.
 
     Reasons: FIELDS_INVALID.
+    """
+    ListProjects: _aio.UnaryUnaryMultiCallable[_projects_service_pb2.ListProjectsRequest, _projects_service_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    """Lists the key's own project and the projects made with its keys, by project_id.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+    """
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_projects_service_pb2.ListApiKeysRequest, _projects_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
+    """Lists the keys of the key's project, the ended ones included, by key_id. Their texts are not kept.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
     """
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_projects_service_pb2.RevokeApiKeyRequest, _projects_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Ends a key of the key's project. Atomic. Idempotent. Every server refuses the key within 10 seconds; the server
@@ -140,6 +160,28 @@ class ProjectsServiceServicer(metaclass=_abc_1.ABCMeta):
         again, it makes another key.
 
         Reasons: FIELDS_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListProjects(
+        self,
+        request: _projects_service_pb2.ListProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_projects_service_pb2.ListProjectsResponse, _abc.Awaitable[_projects_service_pb2.ListProjectsResponse]]:
+        """Lists the key's own project and the projects made with its keys, by project_id.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _projects_service_pb2.ListApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_projects_service_pb2.ListApiKeysResponse, _abc.Awaitable[_projects_service_pb2.ListApiKeysResponse]]:
+        """Lists the keys of the key's project, the ended ones included, by key_id. Their texts are not kept.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod

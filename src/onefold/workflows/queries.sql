@@ -1,20 +1,33 @@
 -- name: begin_pass
--- A pass over what a merge has still to move. The first one notes when a worker first saw the merge committed; pass_time
--- is read with the same clock.
-UPDATE merges
+-- A pass over what a move has still to move. The first one notes when a worker first saw the move committed; pass_time is
+-- read with the same clock. The row stays locked for the chunk, so that its owner cannot change under it.
+UPDATE moves
 SET first_pass_time = coalesce(first_pass_time, clock_timestamp())
-WHERE project_id = :project_id AND merge_id = :merge_id AND settle_time IS NULL
+WHERE project_id = :project_id AND move_id = :move_id
 RETURNING clock_timestamp() AS pass_time, first_pass_time;
 
--- name: relocate_chunk
--- Moves the next rows of an anonymous_id, oldest first, to the person it was linked to; returns how many, the oldest, and
--- the last key looked at, which is null when there are no further rows. A reader's statement sees the chunk moved or not
--- moved, never half. The rows of an id that are not the person's (received after the grace, or dead before the link) are
--- passed over. Starting after the last chunk's key spares walking over the dead entries it left in the index.
-WITH merge AS (
-    SELECT subject_id, target_profile_id, create_time, window_end_time
-    FROM merges
-    WHERE project_id = :project_id AND merge_id = :merge_id
+-- name: lock_move
+-- What to move, and to whom now: a merge that comes meanwhile changes the owner, and waits for the chunk to end.
+SELECT
+    merge_id,
+    container_profile_id,
+    container_subject_id,
+    origin_ids,
+    owner_profile_id,
+    owner_subject_id
+FROM moves
+WHERE project_id = :project_id AND move_id = :move_id
+FOR UPDATE;
+
+-- name: subject_to_profile
+-- Moves the next rows of a subject, oldest first, to a person; returns how many, the oldest, and the last key looked at,
+-- which is null when there are no further rows. A reader's statement sees the chunk moved or not moved, never half. The
+-- rows that are not the person's (received after the grace, or dead before the link) are passed over. Starting after the
+-- last chunk's key spares walking over the dead entries that it left in the index.
+WITH move AS (
+    SELECT container_subject_id, owner_profile_id, window_end_time, alive_after
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
 ),
 
 last AS (
@@ -22,7 +35,7 @@ last AS (
     FROM anonymous_events
     WHERE
         anonymous_events.project_id = :project_id
-        AND anonymous_events.subject_id = (SELECT merge.subject_id FROM merge)
+        AND anonymous_events.subject_id = (SELECT move.container_subject_id FROM move)
         AND (anonymous_events.event_time, anonymous_events.event_id) > (:after_time::timestamptz, :after_id::text)
     ORDER BY anonymous_events.event_time, anonymous_events.event_id
     OFFSET :count::integer - 1
@@ -33,13 +46,13 @@ moved AS (
     DELETE FROM anonymous_events
     WHERE
         anonymous_events.project_id = :project_id
-        AND anonymous_events.subject_id = (SELECT merge.subject_id FROM merge)
+        AND anonymous_events.subject_id = (SELECT move.container_subject_id FROM move)
         AND (anonymous_events.event_time, anonymous_events.event_id) > (:after_time::timestamptz, :after_id::text)
         AND (anonymous_events.event_time, anonymous_events.event_id) <= (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
-        AND anonymous_events.receive_time <= (SELECT merge.window_end_time FROM merge)
-        AND anonymous_events.event_time > (SELECT merge.create_time FROM merge) - :lifetime::interval
+        AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
+        AND anonymous_events.event_time > (SELECT move.alive_after FROM move)
     RETURNING
         anonymous_events.event_time,
         anonymous_events.event_id,
@@ -59,20 +72,20 @@ put AS (
         receive_time,
         kind,
         was_anonymous,
-        merge_id,
+        origin_id,
         name,
         anonymous_id,
         data
     )
     SELECT
         :project_id,
-        (SELECT merge.target_profile_id FROM merge),
+        (SELECT move.owner_profile_id FROM move),
         moved.event_time,
         moved.event_id,
         moved.receive_time,
         moved.kind,
         true,
-        :merge_id,
+        (SELECT move.container_subject_id FROM move),
         moved.name,
         moved.anonymous_id,
         moved.data
@@ -87,19 +100,297 @@ SELECT
     (SELECT last.event_time FROM last) AS last_time,
     (SELECT last.event_id FROM last) AS last_id;
 
+-- name: profile_to_profile
+-- The same between persons: everything of a source that was merged, or, of a merge that was undone, what came from the
+-- source. Each row keeps where it came from; one that is back where it was received has come from nowhere.
+WITH move AS (
+    SELECT container_profile_id, origin_ids, owner_profile_id, alive_after
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+given_back AS (
+    SELECT
+        ARRAY(
+            SELECT unnest(moves.origin_ids)
+            FROM moves
+            WHERE
+                moves.project_id = :project_id
+                AND moves.container_profile_id = (SELECT move.container_profile_id FROM move)
+        ) AS origin_ids
+),
+
+last AS (
+    SELECT events.event_time, events.event_id
+    FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY events.event_time, events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+moved AS (
+    DELETE FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (events.event_time, events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND CASE
+            WHEN (SELECT move.origin_ids FROM move) IS NULL
+                THEN (events.origin_id = ANY((SELECT given_back.origin_ids FROM given_back)::uuid [])) IS NOT TRUE
+            ELSE
+                events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
+                AND events.event_time > (SELECT move.alive_after FROM move)
+        END
+    RETURNING
+        events.event_time,
+        events.event_id,
+        events.receive_time,
+        events.kind,
+        events.was_anonymous,
+        events.origin_id,
+        events.name,
+        events.anonymous_id,
+        events.data
+),
+
+put AS (
+    INSERT INTO events (
+        project_id,
+        profile_id,
+        event_time,
+        event_id,
+        receive_time,
+        kind,
+        was_anonymous,
+        origin_id,
+        name,
+        anonymous_id,
+        data
+    )
+    SELECT
+        :project_id,
+        (SELECT move.owner_profile_id FROM move),
+        moved.event_time,
+        moved.event_id,
+        moved.receive_time,
+        moved.kind,
+        moved.was_anonymous,
+        nullif(
+            coalesce(moved.origin_id, (SELECT move.container_profile_id FROM move)),
+            (SELECT move.owner_profile_id FROM move)
+        ),
+        moved.name,
+        moved.anonymous_id,
+        moved.data
+    FROM moved
+    ON CONFLICT DO NOTHING
+)
+
+SELECT
+    (SELECT count(*) FROM moved) AS event_count,
+    (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
+-- name: profile_to_subject
+-- The same from a person back to an anonymous_id whose association was undone. What is 30 days old by now goes for good.
+WITH move AS (
+    SELECT container_profile_id, origin_ids, owner_subject_id
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+last AS (
+    SELECT events.event_time, events.event_id
+    FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY events.event_time, events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+moved AS (
+    DELETE FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (events.event_time, events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
+    RETURNING
+        events.event_time,
+        events.event_id,
+        events.receive_time,
+        events.kind,
+        events.name,
+        events.anonymous_id,
+        events.data
+),
+
+put AS (
+    INSERT INTO anonymous_events (
+        project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, data
+    )
+    SELECT
+        :project_id,
+        (SELECT move.owner_subject_id FROM move),
+        moved.event_time,
+        moved.event_id,
+        moved.receive_time,
+        moved.kind,
+        moved.name,
+        moved.anonymous_id,
+        moved.data
+    FROM moved
+    WHERE moved.event_time > now() - :lifetime::interval AND moved.anonymous_id IS NOT NULL
+    ON CONFLICT DO NOTHING
+)
+
+SELECT
+    (SELECT count(*) FROM moved) AS event_count,
+    (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
+-- name: erase_profile
+-- Erases the next rows of a person who was forgotten, with the event ids that their callers gave.
+WITH move AS (
+    SELECT container_profile_id, origin_ids
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+given_back AS (
+    SELECT
+        ARRAY(
+            SELECT unnest(moves.origin_ids)
+            FROM moves
+            WHERE
+                moves.project_id = :project_id
+                AND moves.container_profile_id = (SELECT move.container_profile_id FROM move)
+        ) AS origin_ids
+),
+
+last AS (
+    SELECT events.event_time, events.event_id
+    FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY events.event_time, events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+erased AS (
+    DELETE FROM events
+    WHERE
+        events.project_id = :project_id
+        AND events.profile_id = (SELECT move.container_profile_id FROM move)
+        AND (events.event_time, events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (events.event_time, events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND CASE
+            WHEN (SELECT move.origin_ids FROM move) IS NULL
+                THEN (events.origin_id = ANY((SELECT given_back.origin_ids FROM given_back)::uuid [])) IS NOT TRUE
+            ELSE events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
+        END
+    RETURNING events.event_id
+),
+
+ids AS (
+    DELETE FROM event_ids
+    USING erased
+    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+)
+
+SELECT
+    (SELECT count(*) FROM erased) AS event_count,
+    NULL::timestamptz AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
+-- name: erase_subject
+-- The same for the anonymous rows of an id that was the person's.
+WITH move AS (
+    SELECT container_subject_id, window_end_time
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+last AS (
+    SELECT anonymous_events.event_time, anonymous_events.event_id
+    FROM anonymous_events
+    WHERE
+        anonymous_events.project_id = :project_id
+        AND anonymous_events.subject_id = (SELECT move.container_subject_id FROM move)
+        AND (anonymous_events.event_time, anonymous_events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY anonymous_events.event_time, anonymous_events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+erased AS (
+    DELETE FROM anonymous_events
+    WHERE
+        anonymous_events.project_id = :project_id
+        AND anonymous_events.subject_id = (SELECT move.container_subject_id FROM move)
+        AND (anonymous_events.event_time, anonymous_events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (anonymous_events.event_time, anonymous_events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
+    RETURNING anonymous_events.event_id
+),
+
+ids AS (
+    DELETE FROM event_ids
+    USING erased
+    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+)
+
+SELECT
+    (SELECT count(*) FROM erased) AS event_count,
+    NULL::timestamptz AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
 -- name: count_moved
--- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer.
+-- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer. What goes
+-- back when a merge is undone is not counted.
 UPDATE merges
 SET
     moved_event_count = moved_event_count + :event_count,
     moved_oldest_event_time = least(moved_oldest_event_time, :oldest_event_time)
-WHERE project_id = :project_id AND merge_id = :merge_id;
+WHERE project_id = :project_id AND merge_id = :merge_id AND undo_time IS NULL;
+
+-- name: finish_move
+-- From here on reads no longer look through to the container.
+DELETE FROM moves
+WHERE project_id = :project_id AND move_id = :move_id;
 
 -- name: settle_merge
--- From here on reads no longer look through to the source.
 UPDATE merges
 SET settle_time = clock_timestamp()
-WHERE project_id = :project_id AND merge_id = :merge_id AND settle_time IS NULL;
+WHERE
+    project_id = :project_id
+    AND merge_id = :merge_id
+    AND settle_time IS NULL
+    AND NOT EXISTS (SELECT FROM moves WHERE moves.project_id = :project_id AND moves.merge_id = :merge_id);
 
 -- name: disable_chunk
 -- Switches off the next holders' copies that were registered before the disable, by profile_id; returns how many, and the
@@ -149,11 +440,38 @@ SET
     finish_time = CASE WHEN :is_last::boolean THEN clock_timestamp() END
 WHERE project_id = :project_id AND disable_id = :disable_id;
 
--- name: oldest_open_merge
--- What retention must keep for the workers. Looks across projects.
-SELECT now() AS now, min(create_time) AS oldest_open_merge
-FROM merges
-WHERE settle_time IS NULL;
+-- name: oldest_wanted_event
+-- What retention must keep for the workers: events that were alive when their id was linked. Looks across projects.
+SELECT now() AS now, min(alive_after) AS oldest_wanted
+FROM moves
+WHERE container_subject_id IS NOT NULL AND alive_after > '-infinity';
+
+-- name: purge_snapshots
+-- Merges older than 30 days cannot be undone any more: what was kept for it goes.
+UPDATE merges
+SET snapshot = NULL
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT merges.ctid FROM merges
+            WHERE merges.snapshot IS NOT NULL AND merges.create_time <= now() - :lifetime::interval
+            LIMIT :count::integer
+        )
+    )
+    AND create_time <= now() - :lifetime::interval;
+
+-- name: purge_redirects
+-- Identifiers that a merge left and whose time is over: free already, now also gone.
+DELETE FROM identifiers
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT identifiers.ctid FROM identifiers
+            WHERE identifiers.redirect_end_time <= now() - :lifetime::interval
+            LIMIT :count::integer
+        )
+    )
+    AND redirect_end_time <= now() - :lifetime::interval;
 
 -- name: purge_requests
 -- A few answers older than 24 hours. Reads do not show them any more; small steps keep every lock short.

@@ -12,6 +12,7 @@ from onefold.db.partitions import drop_partition, ensure_partitions, expired_par
 from onefold.db.pool import Database
 from onefold.db.queries import Connection, Queries, Query
 from onefold.limits import EVENT_ID_LIFETIME, REQUEST_ID_LIFETIME
+from onefold.merges.rules import UNDO_PERIOD
 
 queries: Final = Queries("onefold.workflows")
 
@@ -27,10 +28,10 @@ async def keep_partitions(database: Database) -> list[str]:
 
     async def keep(connection: Connection) -> list[str]:
         await ensure_partitions(connection)
-        row = await queries.oldest_open_merge.fetchrow(connection)
+        row = await queries.oldest_wanted_event.fetchrow(connection)
         assert row is not None  # an aggregate returns one row
         names = await partitions(connection)
-        expired = expired_partitions(names, row["now"], row["oldest_open_merge"])
+        expired = expired_partitions(names, row["now"], row["oldest_wanted"])
         return [name for name in expired if await drop_partition(connection, name)]
 
     return await database.maintain(keep)
@@ -42,6 +43,9 @@ async def purge(database: Database) -> int:
     steps: list[tuple[Query, object]] = [
         (queries.purge_requests, REQUEST_ID_LIFETIME),
         (queries.purge_event_ids, EVENT_ID_LIFETIME),
+        (queries.purge_snapshots, UNDO_PERIOD),
+        # A month of slack: an undo may want them back.
+        (queries.purge_redirects, UNDO_PERIOD),
     ]
     for query, lifetime in steps:
         for _ in range(_PURGE_STEPS):

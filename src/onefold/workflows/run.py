@@ -24,8 +24,8 @@ from onefold.errors import OnefoldError
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Lease, LeaseLostError
-from onefold.workflows.association import relocate_chunk
 from onefold.workflows.disabling import disable_chunk
+from onefold.workflows.moving import move_chunk
 
 _log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ class Chunk(Protocol):
 
 
 CHUNKS: Final[Mapping[IntentKind, Chunk]] = {
-    IntentKind.ASSOCIATION: relocate_chunk,
+    IntentKind.MOVE: move_chunk,
     IntentKind.DISABLE: disable_chunk,
 }
 

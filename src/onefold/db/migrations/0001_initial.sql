@@ -10,6 +10,8 @@ CREATE TABLE projects (
     identifier_type text NOT NULL CHECK (identifier_type IN ('EMAIL', 'USER_ID', 'HYBRID')),
     region text NOT NULL CHECK (region IN ('US', 'EU')),
     event_merging_enabled boolean NOT NULL DEFAULT true,
+    -- The project whose key made it; null for one made by the command line.
+    creator_project_id text COLLATE "C",
     create_time timestamptz NOT NULL DEFAULT now(),
     update_time timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id),
@@ -57,6 +59,10 @@ CREATE TABLE identifiers (
     value text COLLATE "C" NOT NULL,
     profile_id uuid NOT NULL,
     exclusive boolean NOT NULL,
+    -- Where the row came from: of an anonymous_id its subject, of an identifier left by a merge the profile that had it.
+    origin_id uuid,
+    -- Of an identifier left by a merge: until when it leads to the profile. One whose time is over counts as free.
+    redirect_end_time timestamptz,
     -- Of an anonymous_id: the ledger entry of its link, when it was made, and until when arriving events follow it.
     merge_id uuid,
     link_time timestamptz,
@@ -68,7 +74,7 @@ CREATE UNIQUE INDEX identifiers_exclusive ON identifiers (project_id, kind, valu
 CREATE INDEX identifiers_of_profile ON identifiers (project_id, profile_id);
 
 -- A person's events. The primary key is the timeline: one index serves every page. kind is the number of EventKind.
--- merge_id is the merge that brought the event to this person, where one did.
+-- origin_id says where the event came from (a subject or a profile), if it was not received for this person.
 CREATE TABLE events (
     project_id text COLLATE "C" NOT NULL,
     profile_id uuid NOT NULL,
@@ -77,12 +83,16 @@ CREATE TABLE events (
     receive_time timestamptz NOT NULL,
     kind smallint NOT NULL,
     was_anonymous boolean NOT NULL DEFAULT false,
-    merge_id uuid,
+    origin_id uuid,
     name text COLLATE "C" NOT NULL,
     anonymous_id text COLLATE "C",
     data json NOT NULL,
     PRIMARY KEY (project_id, profile_id, event_time, event_id)
 );
+
+-- What came from elsewhere, to find it again when a merge is undone.
+CREATE INDEX events_by_origin ON events (project_id, profile_id, origin_id, event_time, event_id)
+WHERE origin_id IS NOT NULL;
 
 -- Events of anonymous ids that nobody is known to be. subject_id stands for (project_id, anonymous_id): 16 bytes in the
 -- key instead of up to 256. One partition a day of event_time, so that the 30 days end by DROP, never by DELETE.
@@ -111,20 +121,27 @@ CREATE TABLE event_ids (
 );
 CREATE INDEX event_ids_by_age ON event_ids USING brin (receive_time);
 
--- The merge ledger. While settle_time is null, reads of the target look through to the source's rows that are not moved
--- yet. kind: ASSOCIATION (an anonymous_id's events to a person).
+-- The merge ledger. kind: ASSOCIATION (an anonymous_id's events to a person), PROFILE (a profile into another one) or
+-- CONVERSION (a profile renamed in place).
 CREATE TABLE merges (
     project_id text COLLATE "C" NOT NULL,
     merge_id uuid NOT NULL,
-    kind text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('ASSOCIATION', 'PROFILE', 'CONVERSION')),
     target_profile_id uuid NOT NULL,
+    source_profile_id uuid,
     anonymous_id text COLLATE "C",
-    subject_id uuid,
+    -- Everything that belonged to the source then: its own id or subject, and those of what it had got by merges before.
+    origin_ids uuid [] NOT NULL,
     create_time timestamptz NOT NULL,
-    window_end_time timestamptz NOT NULL,
-    -- When a worker first saw the merge committed. No row can be written behind its back later than 15 s after that.
-    first_pass_time timestamptz,
+    key_id text NOT NULL DEFAULT '',
+    -- What is needed to undo a merge of profiles; goes after 30 days, or when the person is forgotten.
+    snapshot jsonb,
+    source_fields text [] NOT NULL DEFAULT '{}',
+    target_fields text [] NOT NULL DEFAULT '{}',
+    merged_arrays text [] NOT NULL DEFAULT '{}',
+    device_count integer NOT NULL DEFAULT 0,
     settle_time timestamptz,
+    undo_time timestamptz,
     -- What the worker moved, and what arrived during the grace: apart, so that a call never waits for a worker's chunk.
     moved_event_count bigint NOT NULL DEFAULT 0,
     moved_oldest_event_time timestamptz,
@@ -132,10 +149,41 @@ CREATE TABLE merges (
     late_oldest_event_time timestamptz,
     PRIMARY KEY (project_id, merge_id)
 );
-CREATE INDEX merges_open ON merges (project_id, target_profile_id) WHERE settle_time IS NULL;
-CREATE INDEX merges_of_target ON merges (project_id, target_profile_id, create_time);
--- Retention asks for the oldest open merge of all.
-CREATE INDEX merges_open_by_age ON merges (create_time) WHERE settle_time IS NULL;
+CREATE INDEX merges_of_target ON merges (project_id, target_profile_id, merge_id);
+-- Retention asks for these two.
+CREATE INDEX merges_with_snapshot ON merges (create_time) WHERE snapshot IS NOT NULL;
+CREATE INDEX identifiers_left_by_merges ON identifiers (redirect_end_time) WHERE redirect_end_time IS NOT NULL;
+CREATE INDEX merges_of_source ON merges (project_id, source_profile_id, merge_id);
+
+-- Events that belong to somebody else than where they lie. The contents of a container (a profile's rows in events, or a
+-- subject's in anonymous_events) are the owner's: all of them, or, with origin_ids, those that came from there. Reads look
+-- through; a worker moves the rows to the owner, and deletes the entry when nothing can be left behind. An entry without
+-- an owner is a person who was forgotten: its rows are erased.
+CREATE TABLE moves (
+    project_id text COLLATE "C" NOT NULL,
+    move_id uuid NOT NULL,
+    merge_id uuid,
+    container_profile_id uuid,
+    container_subject_id uuid,
+    origin_ids uuid [],
+    owner_profile_id uuid,
+    owner_subject_id uuid,
+    -- Only rows received until then, and only rows that happened after (an anonymous event's 30 days).
+    window_end_time timestamptz NOT NULL DEFAULT 'infinity',
+    alive_after timestamptz NOT NULL DEFAULT '-infinity',
+    create_time timestamptz NOT NULL DEFAULT now(),
+    -- When a worker first saw the entry committed. No row can be written behind its back later than 15 s after that.
+    first_pass_time timestamptz,
+    PRIMARY KEY (project_id, move_id),
+    CHECK ((container_profile_id IS NULL) <> (container_subject_id IS NULL)),
+    CHECK (owner_profile_id IS NULL OR owner_subject_id IS NULL)
+);
+CREATE INDEX moves_of_owner_profile ON moves (project_id, owner_profile_id);
+CREATE INDEX moves_of_owner_subject ON moves (project_id, owner_subject_id);
+CREATE INDEX moves_of_container_profile ON moves (project_id, container_profile_id);
+CREATE INDEX moves_of_container_subject ON moves (project_id, container_subject_id);
+-- Retention asks for the earliest event that a move out of anonymous_events still wants.
+CREATE INDEX moves_of_subjects_by_age ON moves (alive_after) WHERE container_subject_id IS NOT NULL;
 
 -- Each profile's copy of a device. operation_number orders registrations and disables of one token.
 CREATE TABLE devices (
@@ -192,6 +240,29 @@ CREATE TABLE requests (
     body_hash bytea NOT NULL,
     answer bytea NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now(),
+    -- Whose data the answer holds: it goes when one of them is forgotten.
+    profile_ids uuid [] NOT NULL,
     PRIMARY KEY (project_id, request_id)
 );
+CREATE INDEX requests_of_profile ON requests USING gin (profile_ids);
 CREATE INDEX requests_by_age ON requests USING brin (create_time);
+
+-- Identifiers that must not come back: HMAC-SHA-256, keyed by a secret of the server. One forget_id per ForgetProfile.
+CREATE TABLE forgotten (
+    project_id text COLLATE "C" NOT NULL,
+    hash bytea NOT NULL,
+    kind smallint NOT NULL,
+    forget_id uuid NOT NULL,
+    forget_time timestamptz NOT NULL,
+    PRIMARY KEY (project_id, hash)
+);
+CREATE INDEX forgotten_by_call ON forgotten (project_id, forget_id);
+
+-- Secrets that every server of this database must share, when the environment does not give them.
+CREATE TABLE server_secrets (
+    name text COLLATE "C" NOT NULL,
+    secret bytea NOT NULL,
+    PRIMARY KEY (name)
+);
+INSERT INTO server_secrets (name, secret)
+SELECT 'forgotten', decode(replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''), 'hex');

@@ -1,0 +1,135 @@
+"""Forgetting a person, as one short transaction whatever the number of events: unseen at commit, erased after.
+
+The identifiers that identify are blocked by keyed hashes. Whoever is about to create the person at the same moment
+either committed before, and is found, or waits for the identifier and then finds it blocked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from onefold.callers import Project
+from onefold.db.errors import LostRaceError
+from onefold.db.queries import Connection, Queries
+from onefold.identity import store as identity
+from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, wanted_identifiers
+from onefold.identity.store import subject_id
+from onefold.intents import store as intents
+from onefold.intents.rules import IntentKind
+from onefold.intents.store import Intent
+
+queries: Final = Queries("onefold.forgetting")
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """An identifier that must not come back."""
+
+    hash: bytes
+    kind: IdentifierKind
+    forget_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """What forgetting did: whether there was a profile, what is blocked now, and the work it left."""
+
+    profile_existed: bool
+    blocked: list[Blocked]
+    intents: list[Intent]
+
+
+async def forget(connection: Connection, project: Project, named: Named) -> Forgot:
+    """Forgets whom the identifiers name, and blocks them; effective at commit. LostRaceError as all writers."""
+    keys = wanted_identifiers(project.identifier_type, named)
+    found = await identity.find(connection, project, keys)
+    person = found.directory.find(named)
+    hashes = _hashes(project, keys)
+    free = [key for key in keys if key not in found.directory.holders and forgotten_hash(project, *key) is not None]
+    if free and not all(key in found.directory.forgotten for key in free):
+        await _hold(connection, project, free)
+    left: list[Intent] = []
+    if person is not None and person.profile_id is not None:
+        hashes |= await identifying_hashes(connection, project, person.profile_id)
+        left = await erase(connection, project, person.profile_id)
+    await queries.block.execute(
+        connection,
+        project_id=project.project_id,
+        forget_id=await queries.new_forget_id.fetchval(connection),
+        hashes=list(hashes),
+        kinds=list(hashes.values()),
+    )
+    if free:
+        await queries.let_identifiers_go.execute(connection, project_id=project.project_id)
+    rows = await queries.find_blocked.fetch(connection, project_id=project.project_id, hashes=list(hashes))
+    blocked = [Blocked(row["hash"], IdentifierKind(row["kind"]), row["forget_time"]) for row in rows]
+    return Forgot(person is not None, blocked, left)
+
+
+async def unforget(connection: Connection, project: Project, named: Named) -> int:
+    """Lets identifiers be used again, with those that were forgotten together with them; returns how many."""
+    hashes = _hashes(project, wanted_identifiers(project.identifier_type, named))
+    return await queries.unblock.execute(connection, project_id=project.project_id, hashes=list(hashes))
+
+
+async def list_forgotten(connection: Connection, project_id: str, after_hash: bytes, count: int) -> list[Blocked]:
+    """At most `count` blocked identifiers whose hashes come after one, by hash."""
+    rows = await queries.list_forgotten.fetch(connection, project_id=project_id, after_hash=after_hash, count=count)
+    return [Blocked(row["hash"], IdentifierKind(row["kind"]), row["forget_time"]) for row in rows]
+
+
+async def erase(connection: Connection, project: Project, profile_id: UUID) -> list[Intent]:
+    """Takes a person out of every read, and leaves the erasing of the events to a worker."""
+    project_id = project.project_id
+    if await queries.lock_profile.fetchval(connection, project_id=project_id, profile_id=profile_id) is None:
+        raise LostRaceError
+    owned = await queries.identifiers_of.fetch(connection, project_id=project_id, profile_id=profile_id)
+    merged = await queries.merged_profiles.fetch(connection, project_id=project_id, profile_id=profile_id)
+    everything = [profile_id, *(row["origin_id"] for row in merged)]
+    subjects = [subject_id(project_id, row["value"]) for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID]
+    await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
+    await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
+    await queries.delete_devices.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
+    rows = await queries.add_erasures.fetch(
+        connection,
+        project_id=project_id,
+        profile_ids=[profile_id, *(None for _ in subjects)],
+        subject_ids=[None, *subjects],
+    )
+    left = [Intent(project_id, row["move_id"], IntentKind.MOVE) for row in rows]
+    for intent in left:
+        await intents.add(connection, intent)
+    return left
+
+
+async def identifying_hashes(connection: Connection, project: Project, profile_id: UUID) -> dict[bytes, IdentifierKind]:
+    """The hashes of everything that identifies a person, the names that merges left included."""
+    rows = await queries.identifiers_of.fetch(connection, project_id=project.project_id, profile_id=profile_id)
+    return _hashes(project, [(IdentifierKind(row["kind"]), row["value"]) for row in rows])
+
+
+def _hashes(project: Project, keys: list[tuple[IdentifierKind, str]]) -> dict[bytes, IdentifierKind]:
+    hashes = {}
+    for kind, value in keys:
+        hashed = forgotten_hash(project, kind, value)
+        if hashed is not None:
+            hashes[hashed] = kind
+    return hashes
+
+
+async def _hold(connection: Connection, project: Project, keys: list[tuple[IdentifierKind, str]]) -> None:
+    held = await queries.hold_identifiers.execute(
+        connection,
+        project_id=project.project_id,
+        kinds=[kind for kind, _ in keys],
+        values=[value for _, value in keys],
+    )
+    if held != len(keys):
+        # Somebody was created meanwhile; from the start again, the look-up finds them.
+        raise LostRaceError

@@ -1,0 +1,1 @@
+"""Merging profiles, the ledger of it, and taking a merge back."""

@@ -1,0 +1,492 @@
+-- name: lock_profiles
+-- Both profiles, held until the end of the transaction and always in this order: two merges of the same two, whichever
+-- way round, wait for each other and never deadlock.
+SELECT
+    profile_id,
+    email,
+    user_id,
+    data_fields::text AS data_fields,
+    is_unknown,
+    signup_source,
+    signup_time,
+    profile_update_time,
+    create_time,
+    update_time
+FROM profiles
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
+ORDER BY profile_id
+FOR UPDATE;
+
+-- name: device_tokens
+-- The tokens of a profile, to lock them before its copies are taken over.
+SELECT token
+FROM devices
+WHERE project_id = :project_id AND profile_id = :profile_id
+ORDER BY token;
+
+-- name: overlapping_devices
+-- The target's own copies of tokens that the source holds too, as they are before the merge: what an undo restores.
+SELECT
+    target.token,
+    target.platform,
+    target.application_name,
+    target.data_fields::text AS data_fields,
+    target.endpoint_enabled,
+    target.operation_number,
+    target.create_time,
+    target.update_time
+FROM devices AS target
+INNER JOIN devices AS source
+    ON source.project_id = target.project_id AND source.profile_id = :source_id AND source.token = target.token
+WHERE target.project_id = :project_id AND target.profile_id = :target_id;
+
+-- name: copy_devices
+-- Gives the target the union by token; of two copies the one with the newest operation counts. A copy that an open disable
+-- reaches is written as disabled: a merge never re-enables. The source's rows stay where they are, out of sight without
+-- their profile, and are right again when the merge is undone.
+INSERT INTO devices (
+    project_id,
+    profile_id,
+    token,
+    platform,
+    application_name,
+    data_fields,
+    endpoint_enabled,
+    operation_number,
+    create_time,
+    update_time
+)
+SELECT
+    source.project_id,
+    :target_id,
+    source.token,
+    source.platform,
+    source.application_name,
+    source.data_fields,
+    source.endpoint_enabled AND NOT EXISTS (
+        SELECT FROM token_disables AS disable
+        WHERE
+            disable.project_id = :project_id
+            AND disable.token = source.token
+            AND disable.finish_time IS NULL
+            AND disable.operation_number > source.operation_number
+    ),
+    source.operation_number,
+    source.create_time,
+    source.update_time
+FROM devices AS source
+WHERE source.project_id = :project_id AND source.profile_id = :source_id
+ON CONFLICT (project_id, profile_id, token) DO UPDATE
+SET
+    platform = excluded.platform,
+    application_name = excluded.application_name,
+    data_fields = excluded.data_fields,
+    endpoint_enabled = excluded.endpoint_enabled,
+    operation_number = excluded.operation_number,
+    update_time = excluded.update_time
+WHERE excluded.operation_number > devices.operation_number;
+
+-- name: drop_shared_identifiers
+-- Identifiers that both profiles hold (where several may): the target's row is enough.
+DELETE FROM identifiers AS source
+USING identifiers AS target
+WHERE
+    source.project_id = :project_id
+    AND source.profile_id = :source_id
+    AND target.project_id = :project_id
+    AND target.kind = source.kind
+    AND target.value = source.value
+    AND target.profile_id = :target_id;
+
+-- name: hand_over_identifiers
+-- From here on the source's identifiers lead to the target: its anonymous ids for good, its email and user_id until a
+-- moment (null: for ever), and those that earlier merges left to it as long as they would have.
+UPDATE identifiers
+SET
+    profile_id = :target_id,
+    origin_id = coalesce(origin_id, :source_id),
+    redirect_end_time = CASE
+        WHEN kind = 3 THEN NULL
+        WHEN redirect_end_time IS NOT NULL THEN redirect_end_time
+        ELSE coalesce(:redirect_end_time::timestamptz, 'infinity')
+    END
+WHERE project_id = :project_id AND profile_id = :source_id;
+
+-- name: leave_redirects
+-- A profile that is renamed in place is still found by its old names until a moment.
+INSERT INTO identifiers (project_id, kind, value, profile_id, exclusive, origin_id, redirect_end_time)
+SELECT
+    :project_id,
+    old.kind,
+    old.value,
+    :profile_id,
+    old.exclusive,
+    :profile_id,
+    coalesce(:redirect_end_time::timestamptz, 'infinity')
+FROM unnest(:kinds::smallint [], :values::text [], :exclusive::boolean []) AS old (kind, value, exclusive)
+ON CONFLICT DO NOTHING;
+
+-- name: own_identifier
+-- Makes an identifier that a merge left to a profile its own (the source filled a gap).
+UPDATE identifiers
+SET origin_id = NULL, redirect_end_time = NULL
+WHERE project_id = :project_id AND profile_id = :profile_id AND kind = :kind AND value = :value;
+
+-- name: delete_profile
+DELETE FROM profiles
+WHERE project_id = :project_id AND profile_id = :profile_id;
+
+-- name: write_profile
+-- What a merge, or its undoing, makes of a profile.
+UPDATE profiles
+SET
+    email = :email,
+    user_id = :user_id,
+    data_fields = :data_fields::jsonb,
+    is_unknown = :is_unknown,
+    profile_update_time = now(),
+    update_time = now()
+WHERE project_id = :project_id AND profile_id = :profile_id;
+
+-- name: restore_profile
+-- Brings a source back from its snapshot, as it was.
+INSERT INTO profiles (
+    project_id,
+    profile_id,
+    email,
+    user_id,
+    data_fields,
+    is_unknown,
+    signup_source,
+    signup_time,
+    profile_update_time,
+    create_time,
+    update_time
+)
+SELECT
+    :project_id,
+    source.profile_id,
+    source.email,
+    source.user_id,
+    source.data_fields,
+    source.is_unknown,
+    source.signup_source,
+    source.signup_time,
+    source.profile_update_time,
+    source.create_time,
+    now()
+FROM
+    jsonb_to_record(:snapshot::jsonb) AS source (
+        profile_id uuid,
+        email text,
+        user_id text,
+        data_fields jsonb,
+        is_unknown boolean,
+        signup_source smallint,
+        signup_time timestamptz,
+        profile_update_time timestamptz,
+        create_time timestamptz
+    );
+
+-- name: add_merge
+-- The entry in the ledger. origin_ids is everything that belonged to the source: itself, and what merges had brought it.
+INSERT INTO merges (
+    project_id,
+    merge_id,
+    kind,
+    target_profile_id,
+    source_profile_id,
+    origin_ids,
+    create_time,
+    key_id,
+    snapshot,
+    source_fields,
+    target_fields,
+    merged_arrays,
+    device_count,
+    settle_time
+)
+SELECT
+    :project_id,
+    uuidv7(),
+    :kind,
+    :target_id,
+    :source_id,
+    ARRAY[:source_id::uuid] || ARRAY(
+        SELECT unnest(earlier.origin_ids)
+        FROM merges AS earlier
+        WHERE
+            earlier.project_id = :project_id
+            AND earlier.target_profile_id = :source_id
+            AND earlier.kind <> 'CONVERSION'
+            AND earlier.undo_time IS NULL
+    ),
+    now(),
+    :key_id,
+    :snapshot::jsonb,
+    :source_fields::text [],
+    :target_fields::text [],
+    :merged_arrays::text [],
+    :device_count,
+    CASE WHEN :kind = 'CONVERSION' THEN now() END
+RETURNING merge_id;
+
+-- name: add_merge_move
+-- From here on the source's events are the target's.
+INSERT INTO moves (project_id, move_id, merge_id, container_profile_id, owner_profile_id)
+VALUES (:project_id, :merge_id, :merge_id, :source_id, :target_id);
+
+-- name: hand_over_moves
+-- And so is what was on its way to the source.
+UPDATE moves
+SET owner_profile_id = :target_id
+WHERE project_id = :project_id AND owner_profile_id = :source_id;
+
+-- name: get_merge
+SELECT
+    merges.merge_id,
+    merges.kind,
+    merges.target_profile_id,
+    merges.source_profile_id,
+    merges.anonymous_id,
+    merges.origin_ids,
+    merges.create_time,
+    merges.key_id,
+    merges.snapshot::text AS snapshot,
+    merges.snapshot #>> '{source,email}' AS source_email,
+    merges.snapshot #>> '{source,user_id}' AS source_user_id,
+    merges.source_fields,
+    merges.target_fields,
+    merges.merged_arrays,
+    merges.device_count,
+    merges.settle_time,
+    merges.undo_time,
+    merges.moved_event_count + merges.late_event_count AS event_count,
+    least(merges.moved_oldest_event_time, merges.late_oldest_event_time) AS oldest_event_time
+FROM merges
+WHERE merges.project_id = :project_id AND merges.merge_id = :merge_id;
+
+-- name: lock_merge
+-- The entry, held until the end of the transaction: a merge is undone once.
+SELECT
+    merge_id,
+    kind,
+    target_profile_id,
+    source_profile_id,
+    anonymous_id,
+    origin_ids,
+    create_time,
+    key_id,
+    snapshot::text AS snapshot,
+    snapshot #>> '{source,email}' AS source_email,
+    snapshot #>> '{source,user_id}' AS source_user_id,
+    source_fields,
+    target_fields,
+    merged_arrays,
+    device_count,
+    settle_time,
+    undo_time,
+    moved_event_count + late_event_count AS event_count,
+    least(moved_oldest_event_time, late_oldest_event_time) AS oldest_event_time,
+    now() AS now
+FROM merges
+WHERE project_id = :project_id AND merge_id = :merge_id
+FOR UPDATE;
+
+-- name: list_merges
+-- A page of the merges that a profile took part in, newest first.
+SELECT
+    merge_id,
+    kind,
+    target_profile_id,
+    source_profile_id,
+    anonymous_id,
+    origin_ids,
+    create_time,
+    key_id,
+    snapshot::text AS snapshot,
+    snapshot #>> '{source,email}' AS source_email,
+    snapshot #>> '{source,user_id}' AS source_user_id,
+    source_fields,
+    target_fields,
+    merged_arrays,
+    device_count,
+    settle_time,
+    undo_time,
+    moved_event_count + late_event_count AS event_count,
+    least(moved_oldest_event_time, late_oldest_event_time) AS oldest_event_time
+FROM merges
+WHERE
+    project_id = :project_id
+    AND (target_profile_id = :profile_id OR source_profile_id = :profile_id)
+    AND merge_id < :before_id
+ORDER BY merge_id DESC
+LIMIT :count::integer;
+
+-- name: find_later_merge
+-- A merge that took the target of this one away: it must be undone first.
+SELECT merge_id
+FROM merges
+WHERE
+    project_id = :project_id
+    AND source_profile_id = :target_id
+    AND merge_id > :merge_id
+    AND undo_time IS NULL
+ORDER BY merge_id DESC
+LIMIT 1;
+
+-- name: mark_undone
+UPDATE merges
+SET undo_time = now(), settle_time = coalesce(settle_time, now())
+WHERE project_id = :project_id AND merge_id = :merge_id;
+
+-- name: take_back_redirects
+-- The source's own names, as the merge left them, go; it claims them anew.
+DELETE FROM identifiers
+WHERE
+    project_id = :project_id
+    AND profile_id = :target_id
+    AND origin_id = :source_id
+    AND redirect_end_time IS NOT NULL;
+
+-- name: release_identifier
+DELETE FROM identifiers
+WHERE project_id = :project_id AND kind = :kind AND value = :value AND profile_id = :profile_id;
+
+-- name: hand_back_identifiers
+-- The anonymous ids, and the names left to the source by merges before, lead to the source again.
+UPDATE identifiers
+SET profile_id = :source_id
+WHERE project_id = :project_id AND profile_id = :target_id AND origin_id = ANY(:origin_ids::uuid []);
+
+-- name: drop_move
+-- What has not been moved yet need not be: it lies with its owner again.
+DELETE FROM moves
+WHERE project_id = :project_id AND move_id = :move_id;
+
+-- name: drop_intent
+-- Waits for the chunk that is being moved, if there is one.
+DELETE FROM intents
+WHERE project_id = :project_id AND intent_id = :intent_id;
+
+-- name: hand_back_moves
+-- What was on its way to the target because the source had it by merges before is the source's again.
+UPDATE moves
+SET owner_profile_id = :source_id
+FROM merges
+WHERE
+    moves.project_id = :project_id
+    AND moves.owner_profile_id = :target_id
+    AND moves.origin_ids IS NULL
+    AND merges.project_id = :project_id
+    AND merges.merge_id = moves.merge_id
+    AND merges.origin_ids && :origin_ids::uuid [];
+
+-- name: split_given_back
+-- What is being given back to the target, as far as it came from the source, is being given back to the source: such an
+-- entry is split in two. Returns the new entries.
+WITH given_back AS (
+    SELECT
+        moves.move_id,
+        moves.merge_id,
+        moves.container_profile_id,
+        ARRAY(SELECT unnest(moves.origin_ids) INTERSECT SELECT unnest(:origin_ids::uuid [])) AS theirs,
+        ARRAY(SELECT unnest(moves.origin_ids) EXCEPT SELECT unnest(:origin_ids::uuid [])) AS others
+    FROM moves
+    WHERE
+        moves.project_id = :project_id
+        AND moves.owner_profile_id = :target_id
+        AND moves.origin_ids && :origin_ids::uuid []
+),
+
+reduced AS (
+    UPDATE moves
+    SET origin_ids = given_back.others
+    FROM given_back
+    WHERE moves.project_id = :project_id AND moves.move_id = given_back.move_id
+)
+
+INSERT INTO moves (
+    project_id, move_id, merge_id, container_profile_id, origin_ids, owner_profile_id, owner_subject_id
+)
+SELECT
+    :project_id,
+    uuidv7(),
+    given_back.merge_id,
+    given_back.container_profile_id,
+    given_back.theirs,
+    :owner_profile_id,
+    :owner_subject_id
+FROM given_back
+RETURNING move_id;
+
+-- name: add_undo_move
+-- What came from the source is the source's again, wherever the worker had moved it.
+INSERT INTO moves (
+    project_id, move_id, merge_id, container_profile_id, origin_ids, owner_profile_id, owner_subject_id
+)
+VALUES (
+    :project_id, uuidv7(), :merge_id, :target_id, :origin_ids::uuid [], :owner_profile_id, :owner_subject_id
+)
+RETURNING move_id;
+
+-- name: free_anonymous_id
+-- The id of an association that is undone may be linked anew.
+DELETE FROM identifiers
+WHERE project_id = :project_id AND kind = 3 AND value = :anonymous_id AND merge_id = :merge_id;
+
+-- name: return_devices
+-- Undoing: a device that was disabled since the merge stays off when it goes back to the source.
+UPDATE devices AS source
+SET endpoint_enabled = false, operation_number = target.operation_number
+FROM devices AS target
+WHERE
+    source.project_id = :project_id
+    AND source.profile_id = :source_id
+    AND target.project_id = :project_id
+    AND target.profile_id = :target_id
+    AND target.token = source.token
+    AND target.operation_number > source.operation_number
+    AND NOT target.endpoint_enabled
+    AND NOT target.token = ANY(:overlapping::text []);
+
+-- name: remove_returned_devices
+-- Undoing: the target loses the copies that only the merge gave it; one that it has registered itself since is its own.
+DELETE FROM devices AS target
+USING devices AS source
+WHERE
+    target.project_id = :project_id
+    AND target.profile_id = :target_id
+    AND source.project_id = :project_id
+    AND source.profile_id = :source_id
+    AND source.token = target.token
+    AND target.operation_number <= source.operation_number
+    AND NOT target.token = ANY(:overlapping::text []);
+
+-- name: restore_device
+-- Undoing: a copy that the target had before is as it was, unless it was registered or disabled since.
+UPDATE devices
+SET
+    platform = :platform,
+    application_name = :application_name,
+    data_fields = :data_fields::jsonb,
+    endpoint_enabled = :endpoint_enabled,
+    operation_number = :operation_number,
+    update_time = :update_time
+WHERE
+    project_id = :project_id
+    AND profile_id = :target_id
+    AND token = :token
+    AND operation_number <= greatest(
+        :operation_number,
+        (
+            SELECT max(source.operation_number)
+            FROM devices AS source
+            WHERE source.project_id = :project_id AND source.profile_id = :source_id AND source.token = :token
+        )
+    );
+
+-- name: count_devices
+SELECT count(*)
+FROM devices
+WHERE project_id = :project_id AND profile_id = :profile_id;

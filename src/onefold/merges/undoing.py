@@ -1,0 +1,252 @@
+"""Taking a merge back, as one short transaction whatever the number of events."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from onefold.callers import Project
+from onefold.db.errors import LostRaceError
+from onefold.db.queries import Connection
+from onefold.errors import Kind, OnefoldError, Reason, failed_precondition, not_found
+from onefold.identity import store as identity
+from onefold.identity.rules import IdentifierKind, is_exclusive
+from onefold.intents import store as intents
+from onefold.intents.rules import IntentKind
+from onefold.intents.store import Intent
+from onefold.merges import store
+from onefold.merges.rules import is_undoable, undo_fields, undo_identifier
+from onefold.merges.store import MergeRow
+
+
+class Outcome(enum.IntEnum):
+    """What an undo did; the numbers are those of UndoOutcome in the protos."""
+
+    UNDONE = 1
+    ALREADY_UNDONE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What an undo did, and the work it left."""
+
+    outcome: Outcome
+    intents: list[Intent]
+
+
+async def undo(connection: Connection, project: Project, merge_id: UUID) -> Undone:
+    """Undoes a merge, effective at commit.
+
+    Raises MERGE_NOT_FOUND, MERGE_NOT_UNDOABLE, MERGE_BUILT_ON, SOURCE_IDENTIFIER_TAKEN, and LostRaceError.
+    """
+    locked = await store.lock_merge(connection, project.project_id, merge_id)
+    if locked is None:
+        raise merge_not_found()
+    row, now = locked
+    if row.undo_time is not None:
+        return Undone(Outcome.ALREADY_UNDONE, [])
+    _check_age(row, now)
+    later = await store.find_later_merge(connection, project.project_id, row.target_profile_id, merge_id)
+    if later is not None:
+        raise failed_precondition(
+            Reason.MERGE_BUILT_ON, "A later merge builds on this one. Undo that one first.", merge_id=str(later)
+        )
+    match row.kind:
+        case "ASSOCIATION":
+            left = await _undo_association(connection, project, row)
+        case "PROFILE":
+            left = await _undo_profile(connection, project, row)
+        case _:
+            left = await _undo_conversion(connection, project, row)
+    await store.queries.mark_undone.execute(connection, project_id=project.project_id, merge_id=merge_id)
+    return Undone(Outcome.UNDONE, left)
+
+
+def merge_not_found() -> OnefoldError:
+    """The project has no such merge."""
+    return not_found(Reason.MERGE_NOT_FOUND, "No merge has this id.")
+
+
+def _check_age(row: MergeRow, now: datetime) -> None:
+    erased = row.anonymous_id is None if row.kind == "ASSOCIATION" else row.snapshot is None
+    if erased or not is_undoable(row.create_time, now):
+        raise failed_precondition(
+            Reason.MERGE_NOT_UNDOABLE, "The merge is older than 30 days, or its person was forgotten."
+        )
+
+
+async def _undo_association(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
+    # The person's row orders this with merges and writes of the person.
+    await store.lock_profiles(connection, project.project_id, [row.target_profile_id])
+    await store.queries.free_anonymous_id.execute(
+        connection, project_id=project.project_id, anonymous_id=row.anonymous_id, merge_id=row.merge_id
+    )
+    return await _give_back(connection, project, row, owner_subject_id=row.origin_ids[0])
+
+
+async def _undo_profile(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
+    assert row.source_profile_id is not None  # a merge of profiles has one
+    assert row.snapshot is not None  # checked by the caller
+    project_id, source_id, target_id = project.project_id, row.source_profile_id, row.target_profile_id
+    snapshot = orjson.loads(row.snapshot)
+    target = (await store.lock_profiles(connection, project_id, [target_id]))[target_id]
+    source, before, after = snapshot["source"], snapshot["before"], snapshot["after"]
+
+    await store.queries.take_back_redirects.execute(
+        connection, project_id=project_id, target_id=target_id, source_id=source_id
+    )
+    email = undo_identifier(before["email"], after["email"], target.email)
+    user_id = undo_identifier(before["user_id"], after["user_id"], target.user_id)
+    for kind, value, kept in (
+        (IdentifierKind.EMAIL, target.email, email),
+        (IdentifierKind.USER_ID, target.user_id, user_id),
+    ):
+        if value is not None and value != kept:
+            # The merge had filled a gap with it.
+            await store.queries.release_identifier.execute(
+                connection, project_id=project_id, kind=kind, value=value, profile_id=target_id
+            )
+    fields = undo_fields(before["data_fields"], after["data_fields"], orjson.loads(target.data_fields))
+    await store.write_profile(
+        connection,
+        project_id,
+        target_id,
+        email,
+        user_id,
+        orjson.dumps(fields).decode(),
+        is_unknown=target.is_unknown,
+    )
+    await _claim_source(connection, project, source_id, source)
+    await store.queries.restore_profile.execute(
+        connection, project_id=project_id, snapshot=orjson.dumps(source).decode()
+    )
+    await store.queries.hand_back_identifiers.execute(
+        connection,
+        source_id=source_id,
+        project_id=project_id,
+        target_id=target_id,
+        origin_ids=row.origin_ids,
+    )
+    await _return_devices(connection, project_id, source_id, target_id, snapshot["devices"])
+    return await _give_back(connection, project, row, owner_profile_id=source_id)
+
+
+async def _undo_conversion(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
+    assert row.snapshot is not None  # checked by the caller
+    project_id, profile_id = project.project_id, row.target_profile_id
+    snapshot = orjson.loads(row.snapshot)
+    before, after = snapshot["before"], snapshot["after"]
+    profile = (await store.lock_profiles(connection, project_id, [profile_id]))[profile_id]
+    await store.queries.take_back_redirects.execute(
+        connection, project_id=project_id, target_id=profile_id, source_id=profile_id
+    )
+    email = undo_identifier(before["email"], after["email"], profile.email)
+    user_id = undo_identifier(before["user_id"], after["user_id"], profile.user_id)
+    claimed: dict[str, Any] = {}
+    for kind, now_has, kept in (
+        (IdentifierKind.EMAIL, profile.email, email),
+        (IdentifierKind.USER_ID, profile.user_id, user_id),
+    ):
+        if now_has == kept:
+            continue
+        if now_has is not None:
+            await store.queries.release_identifier.execute(
+                connection, project_id=project_id, kind=kind, value=now_has, profile_id=profile_id
+            )
+        claimed[kind.name.lower()] = kept
+    await _claim_source(connection, project, profile_id, claimed)
+    await store.write_profile(
+        connection,
+        project_id,
+        profile_id,
+        email,
+        user_id,
+        profile.data_fields,
+        is_unknown=before["is_unknown"],
+    )
+    return []
+
+
+async def _claim_source(connection: Connection, project: Project, source_id: UUID, source: dict[str, Any]) -> None:
+    """Gives the source its own names back."""
+    new = [
+        (kind, source[name], source_id, is_exclusive(project.identifier_type, kind))
+        for kind, name in ((IdentifierKind.EMAIL, "email"), (IdentifierKind.USER_ID, "user_id"))
+        if source.get(name) is not None
+    ]
+    if not new:
+        return
+    try:
+        await identity.claim_identifiers(connection, project, [*new])
+    except LostRaceError:
+        raise OnefoldError(
+            Kind.FAILED_PRECONDITION,
+            Reason.SOURCE_IDENTIFIER_TAKEN,
+            "An identifier of the source belongs to another profile by now, or was forgotten.",
+            {"kind": ",".join(kind.name.lower() for kind, *_ in new)},
+        ) from None
+
+
+async def _return_devices(
+    connection: Connection, project_id: str, source_id: UUID, target_id: UUID, overlapping: list[dict[str, Any]]
+) -> None:
+    tokens = [device["token"] for device in overlapping]
+    both = {"project_id": project_id, "source_id": source_id, "target_id": target_id}
+    await store.queries.return_devices.execute(connection, overlapping=tokens, **both)
+    await store.queries.remove_returned_devices.execute(connection, overlapping=tokens, **both)
+    for device in overlapping:
+        await store.queries.restore_device.execute(
+            connection,
+            platform=device["platform"],
+            application_name=device["application_name"],
+            data_fields=device["data_fields"],
+            endpoint_enabled=device["endpoint_enabled"],
+            operation_number=device["operation_number"],
+            update_time=datetime.fromisoformat(device["update_time"]),
+            token=device["token"],
+            **both,
+        )
+
+
+async def _give_back(
+    connection: Connection,
+    project: Project,
+    row: MergeRow,
+    *,
+    owner_profile_id: UUID | None = None,
+    owner_subject_id: UUID | None = None,
+) -> list[Intent]:
+    """Turns the events round: what came from the source is the source's again, wherever it lies."""
+    project_id, target_id = project.project_id, row.target_profile_id
+    # The intent first, then the move: the order in which a chunk takes them.
+    await store.queries.drop_intent.execute(connection, project_id=project_id, intent_id=row.merge_id)
+    await store.queries.drop_move.execute(connection, project_id=project_id, move_id=row.merge_id)
+    if owner_profile_id is not None:
+        await store.queries.hand_back_moves.execute(
+            connection,
+            source_id=owner_profile_id,
+            project_id=project_id,
+            target_id=target_id,
+            origin_ids=row.origin_ids,
+        )
+    owner = {"owner_profile_id": owner_profile_id, "owner_subject_id": owner_subject_id}
+    split = await store.queries.split_given_back.fetch(
+        connection, project_id=project_id, target_id=target_id, origin_ids=row.origin_ids, **owner
+    )
+    added = await store.queries.add_undo_move.fetch(
+        connection,
+        project_id=project_id,
+        merge_id=row.merge_id,
+        target_id=target_id,
+        origin_ids=row.origin_ids,
+        **owner,
+    )
+    left = [Intent(project_id, each["move_id"], IntentKind.MOVE) for each in [*split, *added]]
+    for intent in left:
+        await intents.add(connection, intent)
+    return left

@@ -1,0 +1,93 @@
+"""Moving events to where they belong: into a person's timeline after a link or a merge, back after an undo, or nowhere.
+
+Each of these took effect when its call committed; this only moves rows. Events that arrive later go straight to their
+owner, so what is left to move is what was there, and the stragglers: events whose transaction began before the call
+was committed and ended after. None of those lives longer than the transaction timeout, so a pass that begins that much
+after a worker first saw the move leaves nothing behind, and closes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from onefold.clock import EARLIEST
+from onefold.db.pool import TRANSACTION_TIMEOUT_SECONDS
+from onefold.db.queries import Connection, Queries, Query, Record
+from onefold.intents import store as intents
+from onefold.intents.store import Lease
+from onefold.limits import ANONYMOUS_LIFETIME
+
+queries: Final = Queries("onefold.workflows")
+
+CHUNK_EVENTS: Final = 5_000
+# One second more than a straggler can live.
+SETTLE_AFTER: Final = timedelta(seconds=TRANSACTION_TIMEOUT_SECONDS + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a pass stands: when it and the first one began, and the last key it looked at."""
+
+    pass_time: datetime
+    first_pass_time: datetime
+    after_time: datetime = EARLIEST
+    after_id: str = ""
+
+
+async def move_chunk(connection: Connection, lease: Lease, position: Position | None) -> Position | None:
+    """One transaction's worth of work; returns where to go on, or None when the intent is finished or postponed.
+
+    Safe to run again from the start at any time: what was moved is not found again. Raises LeaseLostError.
+    """
+    await intents.renew(connection, lease)
+    project_id, move_id = lease.intent.project_id, lease.intent.intent_id
+    if position is None:
+        begun = await queries.begin_pass.fetchrow(connection, project_id=project_id, move_id=move_id)
+        if begun is not None:
+            position = Position(begun["pass_time"], begun["first_pass_time"])
+    move = await queries.lock_move.fetchrow(connection, project_id=project_id, move_id=move_id)
+    if move is None or position is None:
+        # Undone: what was not moved need not be.
+        await intents.finish(connection, lease)
+        return None
+    moved = await _chunk_query(move).fetchrow(
+        connection,
+        project_id=project_id,
+        move_id=move_id,
+        after_time=position.after_time,
+        after_id=position.after_id,
+        count=CHUNK_EVENTS,
+        **({"lifetime": ANONYMOUS_LIFETIME} if move["owner_subject_id"] else {}),
+    )
+    assert moved is not None  # a SELECT without FROM returns one row
+    if moved["event_count"] and move["merge_id"] is not None:
+        await queries.count_moved.execute(
+            connection,
+            event_count=moved["event_count"],
+            oldest_event_time=moved["oldest_event_time"],
+            project_id=project_id,
+            merge_id=move["merge_id"],
+        )
+    if moved["last_time"] is not None:
+        return Position(position.pass_time, position.first_pass_time, moved["last_time"], moved["last_id"])
+    settle_from = position.first_pass_time + SETTLE_AFTER
+    if position.pass_time < settle_from:
+        await intents.postpone(connection, lease, settle_from)
+        return None
+    await queries.finish_move.execute(connection, project_id=project_id, move_id=move_id)
+    if move["merge_id"] is not None:
+        await queries.settle_merge.execute(connection, project_id=project_id, merge_id=move["merge_id"])
+    await intents.finish(connection, lease)
+    return None
+
+
+def _chunk_query(move: Record) -> Query:
+    """The statement that moves a chunk, by where the rows lie and who owns them. Without an owner they are erased."""
+    from_profile = move["container_profile_id"] is not None
+    if move["owner_subject_id"] is not None:
+        return queries.profile_to_subject
+    if move["owner_profile_id"] is not None:
+        return queries.profile_to_profile if from_profile else queries.subject_to_profile
+    return queries.erase_profile if from_profile else queries.erase_subject
