@@ -10,6 +10,7 @@ import enum
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 
 class IdentifierType(enum.StrEnum):
@@ -35,6 +36,12 @@ class Scope(enum.StrEnum):
     ADMIN = "ADMIN"
 
 
+# Ids that clients send for "nobody", in lower case. One such id would gather everyone under one profile.
+REFUSED_IDS: Final = frozenset(
+    {"null", "undefined", "none", "nil", "nan", "0", "anonymous", "guest", "[object object]"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
     """A project and its settings."""
@@ -47,6 +54,8 @@ class Project:
     update_time: datetime
     # Keys the hashes of forgotten identifiers: of a server's secret and the project, so that no two projects share one.
     forget_key: bytes = field(default=b"", repr=False)
+    # Ids that name nobody, in lower case (I2). The same for all projects of a server.
+    refused_ids: frozenset[str] = REFUSED_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class Caller:
     project: Project
     key_id: str
     scopes: frozenset[Scope]
+    # How long the key is good for, when it was looked up; None for a key without an end.
+    seconds_left: float | None = None
 
 
 _caller: ContextVar[Caller] = ContextVar("onefold_caller")

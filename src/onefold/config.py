@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from onefold.callers import REFUSED_IDS
+
 
 class Settings(BaseSettings):
     """What the server and the worker need to know. Times in seconds."""
@@ -17,6 +19,10 @@ class Settings(BaseSettings):
         default=None,
         min_length=16,
         description="Keys the hashes of forgotten identifiers; the same for ever. Default: one kept in the database.",
+    )
+    refused_ids: list[str] = Field(
+        default=sorted(REFUSED_IDS),
+        description="Ids that name nobody, as a JSON array; compared without regard to case.",
     )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)

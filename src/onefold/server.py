@@ -85,7 +85,9 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         await require_schema(database)
         secret = settings.forget_secret
         authenticator = Authenticator(
-            database, secret.get_secret_value().encode() if secret else await database.read(forget_secret)
+            database,
+            secret.get_secret_value().encode() if secret else await database.read(forget_secret),
+            frozenset(refused.casefold() for refused in settings.refused_ids),
         )
         server = grpc.aio.server(
             interceptors=[Boundary(authenticator, required_scopes(FILES))],

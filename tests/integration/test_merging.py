@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.device_pb2 import PLATFORM_APNS, NewDevice
 from onefold.v1.devices_service_pb2 import ListDevicesRequest, RegisterDeviceRequest
 from onefold.v1.event_pb2 import EVENT_KIND_PURCHASE
@@ -14,6 +17,7 @@ from onefold.v1.identity_service_pb2 import (
     GetProfileRequest,
     IdentifyRequest,
     MergeProfilesRequest,
+    MergeProfilesResponse,
     PreviewMergeRequest,
     UndoMergeRequest,
     UnforgetProfileRequest,
@@ -31,16 +35,19 @@ async def put(client: Client, address: str, fields: str = "{}") -> str:
     return answer.profile.profile_id
 
 
-async def fields(client: Client, address: str) -> str:
-    """A profile's data fields as JSON text."""
-    answer = await client.identity.GetProfile(GetProfileRequest(identifiers=email(address), data_format=2))
-    return answer.profile.data_fields_json
+async def fields(client: Client, address: str) -> dict[str, object]:
+    """A profile's data fields."""
+    answer = await client.identity.GetProfile(
+        GetProfileRequest(identifiers=email(address), data_format=DATA_FORMAT_JSON)
+    )
+    value: dict[str, object] = json.loads(answer.profile.data_fields_json)
+    return value
 
 
-async def merge(client: Client, source: str, target: str, **more: object):
+async def merge(client: Client, source: str, target: str) -> MergeProfilesResponse:
     """Merges known people."""
     return await client.identity.MergeProfiles(
-        MergeProfilesRequest(source=email(source), target=email(target), allow_known_source=True, **more)
+        MergeProfilesRequest(source=email(source), target=email(target), allow_known_source=True)
     )
 
 
@@ -70,7 +77,7 @@ async def test_merge_and_undo_at_every_stage(email_project: Client, world: World
         merged = await merge(c, a, b)
         assert merged.outcome == MERGE_OUTCOME_MERGED
         assert list(merged.merge.source_fields) == ["only"] and list(merged.merge.target_fields) == ["plan"]
-        assert await fields(c, b) == '{"only": "a", "plan": "free"}'
+        assert await fields(c, b) == {"only": "a", "plan": "free"}
         for address in (a, b):
             assert sorted(await c.names(identifiers=email(address))) == ["anon", "of a", "of b"]
         again = await merge(c, a, b)
@@ -90,8 +97,8 @@ async def test_merge_and_undo_at_every_stage(email_project: Client, world: World
             assert sorted(await c.names(identifiers=email(a))) == ["anon", "anon late", "of a"]
             assert sorted(await c.names(identifiers=email(b))) == ["late for b", "of b"]
             await world.settle(project_id)
-        assert await fields(c, a) == '{"only": "a", "plan": "gold"}'
-        assert await fields(c, b) == '{"plan": "free"}'
+        assert await fields(c, a) == {"only": "a", "plan": "gold"}
+        assert await fields(c, b) == {"plan": "free"}
         assert [d.token for d in (await c.devices.ListDevices(ListDevicesRequest(identifiers=email(a)))).devices] == [
             "t" + x
         ]

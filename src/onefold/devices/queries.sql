@@ -51,7 +51,7 @@ VALUES (
     :token,
     :platform,
     :application_name,
-    :data_fields::jsonb,
+    :data_fields::json,
     true,
     nextval('operation_numbers'),
     now(),

@@ -30,7 +30,7 @@ from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.limits import DEVICE_FIELDS_BYTES, NAME_BYTES, TOKEN_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_end, page_size, read_token
+from onefold.rpc.paging import build_page, make_token, page_size, read_token
 from onefold.rpc.payload import read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.v1 import device_pb2, devices_service_pb2, devices_service_pb2_grpc, profile_pb2
@@ -149,11 +149,9 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
 
         rows = await self._database.read(list_page, snapshot=True)
         answer = devices_service_pb2.ListDevicesResponse()
-        end = page_end([len(row.data_fields) for row in rows], count)
-        for row in rows[:end]:
-            answer.devices.append(_to_device(row, as_json=as_json))
-        if end < len(rows):
-            answer.next_page_token = make_token(request, [rows[end - 1].token])
+        answer.devices.extend(build_page(rows, count, lambda row: _to_device(row, as_json=as_json)))
+        if len(answer.devices) < len(rows):
+            answer.next_page_token = make_token(request, [answer.devices[-1].token])
         return answer
 
     async def ListTokenHolders(
@@ -172,13 +170,9 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
             lambda connection: store.list_token_holders(connection, project.project_id, token, after, count + 1)
         )
         answer = devices_service_pb2.ListTokenHoldersResponse()
-        end = page_end([len(row.device.data_fields) for row in rows], count)
-        for row in rows[:end]:
-            answer.holders.add(
-                identifiers=to_identifiers(row.email, row.user_id), device=_to_device(row.device, as_json=as_json)
-            )
-        if end < len(rows):
-            answer.next_page_token = make_token(request, [str(rows[end - 1].device.profile_id)])
+        answer.holders.extend(build_page(rows, count, lambda row: _to_holder(row, as_json=as_json)))
+        if len(answer.holders) < len(rows):
+            answer.next_page_token = make_token(request, [answer.holders[-1].device.profile_id])
         return answer
 
 
@@ -276,6 +270,12 @@ def _to_device(row: store.DeviceRow, *, as_json: bool) -> device_pb2.Device:
         write_struct(answer.data_fields, orjson.loads(row.data_fields))
         answer.data_fields.SetInParent()
     return answer
+
+
+def _to_holder(row: store.HolderRow, *, as_json: bool) -> device_pb2.TokenHolder:
+    return device_pb2.TokenHolder(
+        identifiers=to_identifiers(row.email, row.user_id), device=_to_device(row.device, as_json=as_json)
+    )
 
 
 def _to_disable(row: store.DisableRow, *, stuck: bool) -> device_pb2.Disable:

@@ -28,7 +28,7 @@ from onefold.limits import (
     NAME_BYTES,
 )
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_end, page_size, read_token
+from onefold.rpc.paging import build_page, make_token, page_size, read_token
 from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.rpc.status import to_item_error
@@ -107,7 +107,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         wanted = _read_filter(checker, request, count)
         subject = request.WhichOneof("subject")
         if subject == "anonymous_id":
-            read_anonymous_id(checker, "anonymous_id", request.anonymous_id)
+            read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
         elif subject == "profile_id":
             checker.uuid("profile_id", request.profile_id)
         named = (
@@ -144,7 +144,7 @@ def _read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, p
             checker, project, event.identifiers, prefix=f"{prefix}identifiers", long_user_id=event.prefer_user_id
         )
     if event.anonymous_id:
-        anonymous_id = read_anonymous_id(checker, f"{prefix}anonymous_id", event.anonymous_id)
+        anonymous_id = read_anonymous_id(checker, project, f"{prefix}anonymous_id", event.anonymous_id)
     if named is None and anonymous_id is None:
         checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id is given")
     name = checker.text(f"{prefix}name", event.name, required=True, max_bytes=NAME_BYTES)
@@ -225,26 +225,29 @@ def _to_page(
     *,
     as_json: bool,
 ) -> events_service_pb2.ListEventsResponse:
-    answer = events_service_pb2.ListEventsResponse()
-    end = page_end([len(row.data) for row in rows], count)
-    if end < len(rows):
-        last = rows[end - 1]
+    page = build_page(rows, count, lambda row: _to_event(row, profile_id, as_json=as_json))
+    answer = events_service_pb2.ListEventsResponse(events=page)
+    if len(page) < len(rows):
+        last = rows[len(page) - 1]
         answer.next_page_token = make_token(request, [to_microseconds(last.event_time), last.event_id])
-    for row in rows[:end]:
-        event = answer.events.add(
-            event_id=row.event_id,
-            name=row.name,
-            kind=event_pb2.EventKind.ValueType(row.kind),
-            event_time=to_timestamp(row.event_time),
-            receive_time=to_timestamp(row.receive_time),
-            profile_id=str(profile_id) if profile_id else "",
-            anonymous_id=row.anonymous_id or "",
-            was_anonymous=row.was_anonymous,
-            backfilled=is_backfilled(row.event_time, row.receive_time),
-        )
-        if as_json:
-            event.data_json = row.data
-        else:
-            write_struct(event.data, orjson.loads(row.data))
-            event.data.SetInParent()
     return answer
+
+
+def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool) -> event_pb2.Event:
+    event = event_pb2.Event(
+        event_id=row.event_id,
+        name=row.name,
+        kind=event_pb2.EventKind.ValueType(row.kind),
+        event_time=to_timestamp(row.event_time),
+        receive_time=to_timestamp(row.receive_time),
+        profile_id=str(profile_id) if profile_id else "",
+        anonymous_id=row.anonymous_id or "",
+        was_anonymous=row.was_anonymous,
+        backfilled=is_backfilled(row.event_time, row.receive_time),
+    )
+    if as_json:
+        event.data_json = row.data
+    else:
+        write_struct(event.data, orjson.loads(row.data))
+        event.data.SetInParent()
+    return event

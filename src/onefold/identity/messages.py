@@ -23,7 +23,12 @@ def read_identifiers(
 ) -> Named:
     """Checks identifiers. Returns an empty name after noting violations."""
     named, violations = name_person(
-        project.identifier_type, identifiers.email, identifiers.user_id, prefix=prefix, long_user_id=long_user_id
+        project.identifier_type,
+        identifiers.email,
+        identifiers.user_id,
+        prefix=prefix,
+        refused=project.refused_ids,
+        long_user_id=long_user_id,
     )
     for violation in violations:
         checker.refuse(violation.field, violation.description)
@@ -36,9 +41,9 @@ def read_data_format(checker: Checker, value: data_format_pb2.DataFormat.ValueTy
     return value == data_format_pb2.DATA_FORMAT_JSON
 
 
-def read_anonymous_id(checker: Checker, field: str, value: str) -> str:
+def read_anonymous_id(checker: Checker, project: Project, field: str, value: str) -> str:
     """Checks an anonymous_id that is required."""
-    problem = anonymous_id_problem(value) if value else "is required"
+    problem = anonymous_id_problem(value, project.refused_ids) if value else "is required"
     if problem:
         checker.refuse(field, problem)
     return value

@@ -63,6 +63,22 @@ SELECT
 FROM profiles
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
+-- name: get_profiles
+-- Everything about several people.
+SELECT
+    profile_id,
+    email,
+    user_id,
+    data_fields::text AS data_fields,
+    is_unknown,
+    signup_source,
+    signup_time,
+    profile_update_time,
+    create_time,
+    update_time
+FROM profiles
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid []);
+
 -- name: profile_exists
 SELECT EXISTS (SELECT FROM profiles WHERE project_id = :project_id AND profile_id = :profile_id);
 
@@ -156,7 +172,7 @@ SELECT EXISTS (SELECT FROM forgotten WHERE project_id = :project_id AND hash = A
 INSERT INTO profiles (project_id, profile_id, email, user_id, data_fields, signup_source)
 SELECT :project_id, new.profile_id, new.email, new.user_id, new.data_fields, new.signup_source
 FROM
-    unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text [], :data_fields::jsonb [], :sources::smallint [])
+    unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text [], :data_fields::json [], :sources::smallint [])
         AS new (profile_id, email, user_id, data_fields, signup_source);
 
 -- name: set_identifiers
@@ -177,7 +193,7 @@ FOR UPDATE;
 -- name: set_many_data_fields
 UPDATE profiles
 SET data_fields = new.data_fields, profile_update_time = now(), update_time = now()
-FROM unnest(:profile_ids::uuid [], :data_fields::jsonb []) AS new (profile_id, data_fields)
+FROM unnest(:profile_ids::uuid [], :data_fields::json []) AS new (profile_id, data_fields)
 WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;
 
 -- name: lookup_profiles
@@ -206,7 +222,7 @@ LIMIT :count::integer;
 
 -- name: set_data_fields
 UPDATE profiles
-SET data_fields = :data_fields::jsonb, profile_update_time = now(), update_time = now()
+SET data_fields = :data_fields::json, profile_update_time = now(), update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
 -- name: release_expired_redirects

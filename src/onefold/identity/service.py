@@ -10,7 +10,7 @@ import grpc
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
-from onefold.errors import OnefoldError, invalid
+from onefold.errors import OnefoldError, Reason, exhausted, invalid
 from onefold.identity import store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
@@ -24,6 +24,7 @@ from onefold.identity.people import Written, profile_not_found, rename, write_pr
 from onefold.identity.rules import (
     Call,
     IdentifierKind,
+    Named,
     SignupSource,
     email_problem,
     fold_ascii,
@@ -33,9 +34,9 @@ from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
-from onefold.limits import BATCH_PROFILES, DATA_FIELDS_BYTES
+from onefold.limits import BATCH_PROFILES, DATA_FIELDS_BYTES, PAGE_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_end, page_size, read_token
+from onefold.rpc.paging import build_page, make_token, page_size, read_token
 from onefold.rpc.payload import read_json, read_struct
 from onefold.rpc.replay import write_once
 from onefold.rpc.status import to_item_error
@@ -117,6 +118,37 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             user_id_holder_count=holder_count if holder_count > 1 else 0,
         )
 
+    async def BatchGetProfiles(
+        self, request: identity_service_pb2.BatchGetProfilesRequest, context: Context
+    ) -> identity_service_pb2.BatchGetProfilesResponse:
+        """Reads up to 1,000 profiles, each for itself."""
+        project = caller().project
+        checker = Checker()
+        as_json = read_data_format(checker, request.data_format)
+        if len(request.people) > BATCH_PROFILES:
+            checker.refuse("people", f"must have at most {BATCH_PROFILES} items")
+        checker.raise_if_wrong()
+        read = [_read_person(project, person) for person in request.people]
+        names = [item for item in read if not isinstance(item, OnefoldError)]
+        found = iter(
+            await self._database.read(
+                lambda connection: store.find_many_profiles(connection, project, names), snapshot=True
+            )
+        )
+        answer = identity_service_pb2.BatchGetProfilesResponse()
+        room = PAGE_BYTES
+        for item in read:
+            result = item if isinstance(item, OnefoldError) else next(found) or profile_not_found()
+            if isinstance(result, store.Profile):
+                profile = to_profile(result, as_json=as_json)
+                room -= profile.ByteSize()
+                if room >= 0 or not answer.results:
+                    answer.results.add(profile=profile)
+                    continue
+                result = exhausted(Reason.MESSAGE_TOO_LARGE, "The profile does not fit into this answer.")
+            answer.results.add(error=to_item_error(result))
+        return answer
+
     async def BatchUpdateProfiles(
         self, request: identity_service_pb2.BatchUpdateProfilesRequest, context: Context
     ) -> identity_service_pb2.BatchUpdateProfilesResponse:
@@ -164,7 +196,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             kind, value = IdentifierKind.EMAIL, fold_ascii(request.email)
             problem = email_problem(value) if value else "is required"
         else:
-            problem = user_id_problem(value, long=True) if value else "is required"
+            problem = user_id_problem(value, project.refused_ids, long=True) if value else "is required"
         if problem:
             checker.refuse(kind.name.lower(), problem)
         checker.raise_if_wrong()
@@ -174,10 +206,9 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             lambda connection: store.lookup_profiles(connection, project.project_id, kind, value, after, count + 1)
         )
         answer = identity_service_pb2.LookupProfilesResponse()
-        end = page_end([len(row.data_fields) for row in rows], count)
-        answer.profiles.extend(to_profile(row, as_json=as_json) for row in rows[:end])
-        if end < len(rows):
-            answer.next_page_token = make_token(request, [str(rows[end - 1].profile_id)])
+        answer.profiles.extend(build_page(rows, count, lambda row: to_profile(row, as_json=as_json)))
+        if len(answer.profiles) < len(rows):
+            answer.next_page_token = make_token(request, [answer.profiles[-1].profile_id])
         return answer
 
     async def UpdateEmail(
@@ -210,7 +241,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         project = caller().project
         checker = Checker()
         named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
-        problem = user_id_problem(request.new_user_id) if request.new_user_id else "is required"
+        problem = user_id_problem(request.new_user_id, project.refused_ids) if request.new_user_id else "is required"
         if problem:
             checker.refuse("new_user_id", problem)
         request_id = checker.request_id(request.request_id)
@@ -233,7 +264,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         checker = Checker()
         named = read_identifiers(checker, project, request.identifiers, long_user_id=request.prefer_user_id)
         fields = _read_fields(checker, request)
-        anonymous_id = read_anonymous_id(checker, "anonymous_id", request.anonymous_id)
+        anonymous_id = read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
         call = Call(
@@ -260,6 +291,16 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         if answer.link.outcome == identity_service_pb2.LINK_OUTCOME_LINKED and not replayed:
             self._doorbell.ring(_intent(project, answer.link.merge_id))
         return answer
+
+
+def _read_person(project: Project, person: identity_service_pb2.PersonName) -> Named | UUID | OnefoldError:
+    checker = Checker()
+    name: Named | UUID
+    if person.WhichOneof("person") == "profile_id":
+        name = checker.uuid("profile_id", person.profile_id)
+    else:
+        name = read_identifiers(checker, project, person.identifiers, long_user_id=True)
+    return invalid(checker.violations) if checker.violations else name
 
 
 def _read_update(checker: Checker, project: Project, item: identity_service_pb2.ProfileUpdate) -> Update:

@@ -12,6 +12,7 @@ from uuid import UUID
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries, Record
+from onefold.errors import OnefoldError
 from onefold.identity.rules import (
     Directory,
     IdentifierKind,
@@ -154,6 +155,38 @@ async def find_profile(connection: Connection, project: Project, named: Named) -
         return None, 0
     counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
     return profiles[found.profile_id], counts.get(wanted[0]) or 0
+
+
+async def find_many_profiles(
+    connection: Connection, project: Project, names: Sequence[Named | UUID]
+) -> list[Profile | OnefoldError | None]:
+    """The profiles of people named by identifiers or id, in order: None for nobody, the error for a conflict.
+
+    Two statements, whatever their number; the caller sees to it that they see one moment.
+    """
+    wanted = [
+        key for name in names if isinstance(name, Named) for key in wanted_identifiers(project.identifier_type, name)
+    ]
+    people: list[Person | OnefoldError | UUID | None] = []
+    directory = (await find(connection, project, wanted)).directory if wanted else Directory(project.identifier_type)
+    for name in names:
+        try:
+            people.append(directory.find(name) if isinstance(name, Named) else name)
+        except OnefoldError as error:
+            people.append(error)
+    ids = {person.profile_id if isinstance(person, Person) else person for person in people}
+    rows = await queries.get_profiles.fetch(
+        connection, project_id=project.project_id, profile_ids=[each for each in ids if isinstance(each, UUID)]
+    )
+    profiles = {row["profile_id"]: to_profile_row(row) for row in rows}
+    result: list[Profile | OnefoldError | None] = []
+    for person in people:
+        if isinstance(person, OnefoldError):
+            result.append(person)
+        else:
+            profile_id = person.profile_id if isinstance(person, Person) else person
+            result.append(profiles.get(profile_id) if profile_id is not None else None)
+    return result
 
 
 async def lock_data_fields(connection: Connection, project_id: str, person: Person) -> str:

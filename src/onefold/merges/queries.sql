@@ -142,7 +142,7 @@ UPDATE profiles
 SET
     email = :email,
     user_id = :user_id,
-    data_fields = :data_fields::jsonb,
+    data_fields = :data_fields::json,
     is_unknown = :is_unknown,
     profile_update_time = now(),
     update_time = now()
@@ -176,11 +176,11 @@ SELECT
     source.create_time,
     now()
 FROM
-    jsonb_to_record(:snapshot::jsonb) AS source (
+    json_to_record(:snapshot::json) AS source (
         profile_id uuid,
         email text,
         user_id text,
-        data_fields jsonb,
+        data_fields json,
         is_unknown boolean,
         signup_source smallint,
         signup_time timestamptz,
@@ -223,7 +223,7 @@ SELECT
     ),
     now(),
     :key_id,
-    :snapshot::jsonb,
+    :snapshot::json,
     :source_fields::text [],
     :target_fields::text [],
     :merged_arrays::text [],
@@ -469,7 +469,7 @@ UPDATE devices
 SET
     platform = :platform,
     application_name = :application_name,
-    data_fields = :data_fields::jsonb,
+    data_fields = :data_fields::json,
     endpoint_enabled = :endpoint_enabled,
     operation_number = :operation_number,
     update_time = :update_time

@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from onefold.errors import OnefoldError, Reason, failed_precondition
+from onefold.identity.rules import same_json
 
 UNDO_PERIOD: Final = timedelta(days=30)
 # How long the identifiers of a known source lead to the target; those of an unknown one do so for ever (I17).
@@ -112,9 +113,9 @@ def _not_mergeable(field: str) -> OnefoldError:
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
     if name not in one or name not in other:
         return (name in one) == (name in other)
-    return _text(one[name]) == _text(other[name])
+    return same_json(one[name], other[name])
 
 
 def _text(value: Any) -> bytes:
-    # Compared as text: to Python, true equals 1 and 1 equals 1.0.
+    # As text: it can be looked up, and to Python true would be the same as 1.
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

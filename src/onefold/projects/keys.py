@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Final
 
-from onefold.callers import Caller, Project
+from onefold.callers import REFUSED_IDS, Caller, Project
 from onefold.db.pool import Database
 from onefold.projects import store
 from onefold.projects.rules import KEY_PREFIX, secret_hash, split_key, unauthenticated
@@ -31,8 +31,9 @@ class Authenticator:
     still holds until its time is over.
     """
 
-    def __init__(self, database: Database, forget_secret: bytes) -> None:
+    def __init__(self, database: Database, forget_secret: bytes, refused_ids: frozenset[str] = REFUSED_IDS) -> None:
         self._database = database
+        self._refused_ids = refused_ids
         self._forget_secret = forget_secret
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
@@ -47,8 +48,10 @@ class Authenticator:
         if caller is None:
             self._known.pop(digest, None)
             raise unauthenticated()
-        caller = replace(caller, project=replace(caller.project, forget_key=self._forget_key(caller.project)))
-        self._known[digest] = (time.monotonic() + CACHE_SECONDS, caller)
+        project = replace(caller.project, forget_key=self._forget_key(caller.project), refused_ids=self._refused_ids)
+        caller = replace(caller, project=project)
+        seconds = CACHE_SECONDS if caller.seconds_left is None else min(CACHE_SECONDS, caller.seconds_left)
+        self._known[digest] = (time.monotonic() + seconds, caller)
         self._known.move_to_end(digest)
         if len(self._known) > _CACHED_KEYS:
             self._known.popitem(last=False)

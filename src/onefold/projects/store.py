@@ -116,7 +116,8 @@ async def find_caller(connection: Connection, key: KeyText) -> Caller | None:
     """Whom a key lets in; None if it lets nobody in. Its id may stand in several projects; its secret does not."""
     for row in await queries.find_api_key.fetch(connection, key_id=key.key_id):
         if is_live(row["secret_hash"], key.secret, row["now"], row["expire_time"], row["revoke_time"]):
-            return Caller(_project(row), row["key_id"], frozenset(map(Scope, row["scopes"])))
+            left = (row["expire_time"] - row["now"]).total_seconds() if row["expire_time"] else None
+            return Caller(_project(row), row["key_id"], frozenset(map(Scope, row["scopes"])), left)
     return None
 
 

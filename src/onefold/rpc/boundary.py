@@ -19,8 +19,8 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 
 from onefold.callers import Caller, Scope, set_caller
-from onefold.errors import Kind, OnefoldError, Reason
-from onefold.limits import CALL_DEFAULT_SECONDS, CALL_MAX_SECONDS
+from onefold.errors import Kind, OnefoldError, Reason, exhausted
+from onefold.limits import CALL_DEFAULT_SECONDS, CALL_MAX_SECONDS, MESSAGE_BYTES
 from onefold.rpc.status import to_status
 from onefold.v1 import options_pb2
 
@@ -89,7 +89,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                             "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or "
                             "data nested too deeply.",
                         )
-                    return await handler(request, context)
+                    return _fitting(await handler(request, context))
             except OnefoldError as failure:
                 error = failure
             except TimeoutError:
@@ -131,6 +131,16 @@ class Boundary(grpc.aio.ServerInterceptor):
                 {"required_scope": scope},
             )
         return caller
+
+
+def _fitting(answer: Any) -> Any:
+    """The answer, unless it is larger than callers take: pages end before that, one large profile may not."""
+    if answer.ByteSize() > MESSAGE_BYTES:
+        raise exhausted(
+            Reason.MESSAGE_TOO_LARGE,
+            f"The answer is larger than {MESSAGE_BYTES} bytes. JSON text (data_format) is smaller than a Struct.",
+        )
+    return answer
 
 
 def _seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import orjson
 from google.protobuf.message import Message
 
 from onefold.errors import Kind, OnefoldError, Reason
-from onefold.limits import PAGE_DATA_BYTES, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from onefold.limits import PAGE_BYTES, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from onefold.rpc.checks import Checker
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 
 def page_size(checker: Checker, asked: int) -> int:
@@ -23,14 +26,17 @@ def page_size(checker: Checker, asked: int) -> int:
     return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
 
 
-def page_end(sizes: Sequence[int], count: int) -> int:
-    """How many rows of these sizes (bytes of data) make a page: at most `count`, and 3 MiB, but at least one."""
-    data_bytes = 0
-    for index, size in enumerate(sizes):
-        data_bytes += size
-        if index == count or (index and data_bytes > PAGE_DATA_BYTES):
-            return index
-    return len(sizes)
+def build_page(rows: Sequence[T], count: int, build: Callable[[T], M]) -> list[M]:
+    """The messages of a page: of the first `count` rows as many as fit into 3 MiB, but at least one."""
+    page: list[M] = []
+    page_bytes = 0
+    for row in rows[:count]:
+        message = build(row)
+        page_bytes += message.ByteSize()
+        if page and page_bytes > PAGE_BYTES:
+            break
+        page.append(message)
+    return page
 
 
 def make_token(request: Message, key: list[object]) -> str:

@@ -53,6 +53,13 @@ class IdentityServiceStub:
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
     """
+    BatchGetProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.BatchGetProfilesRequest, _identity_service_pb2.BatchGetProfilesResponse]
+    """Reads up to 1,000 profiles, with one result per person asked for, in request order. Per item: one who is not there
+    does not spoil the others. All of them are read at one moment.
+
+    Reasons of an item: as for GetProfile, and MESSAGE_TOO_LARGE for those that do not fit into an answer of 3 MiB: ask
+    for them again. Of the call: FIELDS_INVALID (more than 1,000 people).
+    """
     Identify: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.IdentifyRequest, _identity_service_pb2.IdentifyResponse]
     """Creates or updates the profile as UpdateProfile does, and links an anonymous_id to it. Atomic. Idempotent.
 
@@ -154,6 +161,13 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Reads one profile.
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    BatchGetProfiles: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.BatchGetProfilesRequest, _identity_service_pb2.BatchGetProfilesResponse]  # type: ignore[assignment]
+    """Reads up to 1,000 profiles, with one result per person asked for, in request order. Per item: one who is not there
+    does not spoil the others. All of them are read at one moment.
+
+    Reasons of an item: as for GetProfile, and MESSAGE_TOO_LARGE for those that do not fit into an answer of 3 MiB: ask
+    for them again. Of the call: FIELDS_INVALID (more than 1,000 people).
     """
     Identify: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.IdentifyRequest, _identity_service_pb2.IdentifyResponse]  # type: ignore[assignment]
     """Creates or updates the profile as UpdateProfile does, and links an anonymous_id to it. Atomic. Idempotent.
@@ -265,6 +279,19 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one profile.
 
         Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetProfiles(
+        self,
+        request: _identity_service_pb2.BatchGetProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.BatchGetProfilesResponse, _abc.Awaitable[_identity_service_pb2.BatchGetProfilesResponse]]:
+        """Reads up to 1,000 profiles, with one result per person asked for, in request order. Per item: one who is not there
+        does not spoil the others. All of them are read at one moment.
+
+        Reasons of an item: as for GetProfile, and MESSAGE_TOO_LARGE for those that do not fit into an answer of 3 MiB: ask
+        for them again. Of the call: FIELDS_INVALID (more than 1,000 people).
         """
 
     @_abc_1.abstractmethod

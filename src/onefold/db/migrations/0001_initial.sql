@@ -2,7 +2,8 @@
 --
 -- Every primary key and unique index starts with project_id and no foreign key crosses tables, so that the same schema
 -- runs on one PostgreSQL and on a cluster distributed by project_id. Text that is compared or ordered is COLLATE "C":
--- byte order, the same on every machine. Moments are those of the database's clock unless named event_time.
+-- byte order, the same on every machine. Free-form data is json, not jsonb: it keeps every number as it was told and
+-- never grows beyond what was measured. Moments are those of the database's clock unless named event_time.
 
 -- A project: the world its profiles, events and devices live in.
 CREATE TABLE projects (
@@ -39,7 +40,7 @@ CREATE TABLE profiles (
     profile_id uuid NOT NULL,
     email text COLLATE "C",
     user_id text COLLATE "C",
-    data_fields jsonb NOT NULL DEFAULT '{}',
+    data_fields json NOT NULL DEFAULT '{}',
     is_unknown boolean NOT NULL DEFAULT false,
     signup_source smallint NOT NULL,
     signup_time timestamptz NOT NULL DEFAULT now(),
@@ -135,7 +136,7 @@ CREATE TABLE merges (
     create_time timestamptz NOT NULL,
     key_id text NOT NULL DEFAULT '',
     -- What is needed to undo a merge of profiles; goes after 30 days, or when the person is forgotten.
-    snapshot jsonb,
+    snapshot json,
     source_fields text [] NOT NULL DEFAULT '{}',
     target_fields text [] NOT NULL DEFAULT '{}',
     merged_arrays text [] NOT NULL DEFAULT '{}',
@@ -192,7 +193,7 @@ CREATE TABLE devices (
     token text COLLATE "C" NOT NULL,
     platform smallint NOT NULL,
     application_name text NOT NULL,
-    data_fields jsonb NOT NULL DEFAULT '{}',
+    data_fields json NOT NULL DEFAULT '{}',
     endpoint_enabled boolean NOT NULL,
     operation_number bigint NOT NULL,
     create_time timestamptz NOT NULL,
