@@ -8,7 +8,6 @@ moment.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC
@@ -106,10 +105,19 @@ async def supervise_arq(settings: Settings, database: Database) -> None:
         except (RedisError, OSError, TimeoutError) as error:
             _log.warning("arq ended; the sweep does the work meanwhile", error=type(error).__name__)
         finally:
-            with contextlib.suppress(RedisError, OSError, asyncio.CancelledError):
-                await worker.close()
+            await _close(worker)
         backoff = 0.5 if time.monotonic() - started > 30 else min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
         await asyncio.sleep(backoff)
+
+
+async def _close(worker: Worker) -> None:
+    """Ends an arq worker and the jobs it runs, within 5 s. Only this task's own cancellation comes out of it."""
+    closing = asyncio.ensure_future(worker.close())
+    await asyncio.wait([closing], timeout=5.0)
+    if not closing.done():
+        closing.cancel()
+    elif not closing.cancelled() and closing.exception() is not None:
+        _log.info("arq did not close in order", error=type(closing.exception()).__name__)
 
 
 def _arq_worker(settings: Settings, database: Database) -> Worker:

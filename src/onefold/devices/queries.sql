@@ -73,7 +73,14 @@ SET endpoint_enabled = false, operation_number = nextval('operation_numbers'), u
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
 
 -- name: token_is_held
-SELECT EXISTS (SELECT FROM devices WHERE project_id = :project_id AND token = :token);
+-- Whether a living profile holds a token: the copies of one that was merged away are kept for an undo only.
+SELECT
+    EXISTS (
+        SELECT
+        FROM devices
+        INNER JOIN profiles ON profiles.project_id = :project_id AND profiles.profile_id = devices.profile_id
+        WHERE devices.project_id = :project_id AND devices.token = :token
+    );
 
 -- name: add_disable
 -- The disable takes effect with this row: reads apply it to every copy with a lower number.
