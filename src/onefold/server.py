@@ -15,6 +15,7 @@ from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
 from onefold.errors import Kind, OnefoldError, Reason
+from onefold.events.batcher import Batcher
 from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
@@ -81,6 +82,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         acquire_seconds=settings.acquire_seconds,
     )
     doorbell = Doorbell(settings.redis_url)
+    batcher = Batcher(database)
     try:
         await require_schema(database)
         secret = settings.forget_secret
@@ -95,7 +97,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
             maximum_concurrent_rpcs=settings.concurrent_calls,
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
@@ -107,6 +109,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         port = _listen(server, settings)
 
         await doorbell.start()
+        await batcher.start()
         await server.start()
         watch = asyncio.create_task(_watch_health(servicer, database, ["", *names]))
         on_ready(f"{settings.host}:{port}")
@@ -117,6 +120,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         await servicer.enter_graceful_shutdown()
         await server.stop(settings.drain_seconds)
     finally:
+        await batcher.stop()
         await doorbell.stop()
         await database.close()
 

@@ -16,6 +16,7 @@ from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Violation, invalid
 from onefold.events import store
+from onefold.events.batcher import Batcher
 from onefold.events.ingest import Accepted, Result, ingest
 from onefold.events.rules import Arrival, EventKind, is_backfilled
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_outcome
@@ -43,8 +44,9 @@ _AFTER_ALL: Final = LATEST + timedelta(days=3)
 class EventsService(events_service_pb2_grpc.EventsServiceServicer):
     """Takes and shows events."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, batcher: Batcher) -> None:
         self._database = database
+        self._batcher = batcher
 
     async def Track(
         self, request: events_service_pb2.TrackRequest, context: Context
@@ -55,12 +57,13 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         arrival = _read_event(checker, project, request.event, "event.")
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
+        if not request_id:
+            return _to_track_response(await self._batcher.track(project, arrival))
 
         async def work(connection: Connection) -> events_service_pb2.TrackResponse:
+            # The stored answer belongs to this call's transaction, so it has one of its own.
             [result] = await ingest(connection, project, [arrival])
-            if isinstance(result, OnefoldError):
-                raise _within(result, "event.")
-            return events_service_pb2.TrackResponse(result=_to_result(result))
+            return _to_track_response(result)
 
         answer, _ = await write_once(
             self._database, project.project_id, request, request_id, events_service_pb2.TrackResponse, work
@@ -196,6 +199,12 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
         # One more than the page has says whether there is another.
         count + 1,
     )
+
+
+def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
+    if isinstance(result, OnefoldError):
+        raise _within(result, "event.")
+    return events_service_pb2.TrackResponse(result=_to_result(result))
 
 
 def _within(error: OnefoldError, prefix: str) -> OnefoldError:

@@ -1,0 +1,125 @@
+"""Concurrent Track calls share a look-up, an insert and a commit; each is answered when its own batch has committed.
+
+One batch is in flight at a time: while it commits, the next one gathers. Alone, a call does not wait for company. A
+commit costs the same for one event as for a hundred, so the more calls there are, the less each of them costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from onefold.callers import Project
+from onefold.db.errors import pool_busy
+from onefold.db.pool import Database
+from onefold.db.queries import Connection
+from onefold.errors import OnefoldError
+from onefold.events.ingest import Result, ingest
+from onefold.events.rules import Arrival
+
+_BATCH_EVENTS: Final = 500
+_WAITING_EVENTS: Final = 4_000
+# How long a batch that has company waits for more of it.
+_GATHER_SECONDS: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    project: Project
+    arrival: Arrival
+    answer: asyncio.Future[Result]
+
+
+class Batcher:
+    """Stores single events in batches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to store."""
+        self._runner = asyncio.create_task(self._run(), name="batcher")
+
+    async def stop(self) -> None:
+        """Ends; whoever still waits is told that the server is busy. To be called when no more calls come."""
+        if self._runner is not None:
+            self._runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._runner
+        while self._waiting:
+            self._answer([self._waiting.popleft()], pool_busy())
+
+    async def track(self, project: Project, arrival: Arrival) -> Result:
+        """Stores one event; its result, once committed.
+
+        Raises RESOURCE_EXHAUSTED / POOL_BUSY when too many wait already, and what a transaction raises. An event whose
+        caller is gone before its batch begins is not stored.
+        """
+        if len(self._waiting) >= _WAITING_EVENTS:
+            raise pool_busy()
+        waiting = _Waiting(project, arrival, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._arrived.set()
+        return await waiting.answer
+
+    async def _run(self) -> None:
+        had_company = False
+        while True:
+            await self._arrived.wait()
+            if had_company and len(self._waiting) < _BATCH_EVENTS:
+                await asyncio.sleep(_GATHER_SECONDS)
+            batch: list[_Waiting] = []
+            while self._waiting and len(batch) < _BATCH_EVENTS:
+                waiting = self._waiting.popleft()
+                if not waiting.answer.done():
+                    batch.append(waiting)
+            if not self._waiting:
+                self._arrived.clear()
+            had_company = len(batch) > 1
+            if batch:
+                await self._store(batch)
+
+    async def _store(self, batch: list[_Waiting]) -> None:
+        try:
+            results = await self._database.transact(lambda connection: _ingest(connection, batch))
+        except OnefoldError as error:
+            self._answer(batch, error)
+        except Exception as error:
+            if len(batch) == 1:
+                self._answer(batch, error)
+                return
+            # A fault that one of them brought must not hit the others.
+            for waiting in batch:
+                await self._store([waiting])
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(result)
+
+    @staticmethod
+    def _answer(batch: list[_Waiting], error: Exception) -> None:
+        for waiting in batch:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(error)
+
+
+async def _ingest(connection: Connection, batch: Sequence[_Waiting]) -> list[Result]:
+    """Stores a batch, project by project, in one transaction; the results in the order of the batch."""
+    by_project: dict[str, list[int]] = {}
+    for position, waiting in enumerate(batch):
+        by_project.setdefault(waiting.project.project_id, []).append(position)
+    results: dict[int, Result] = {}
+    # In order, so that two servers with the same projects in hand do not deadlock.
+    for _, positions in sorted(by_project.items()):
+        stored = await ingest(
+            connection, batch[positions[0]].project, [batch[position].arrival for position in positions]
+        )
+        results.update(zip(positions, stored, strict=True))
+    return [results[position] for position in range(len(batch))]
