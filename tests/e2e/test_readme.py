@@ -1,0 +1,113 @@
+"""The README's commands, as a newcomer types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onefold import limits
+
+_ROOT = Path(__file__).parents[2]
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks() -> list[tuple[str, str]]:
+    """The sh and json blocks from "Try it" to "Errors and retries", in order, but for the one that starts it all."""
+    part = _README.split("## Try it", 1)[1].split("## Errors and retries", 1)[0]
+    found = re.findall(r"```(sh|json)\n(.*?)```", part, re.DOTALL)
+    return [(language, text) for language, text in found if "scripts/dev" not in text]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A service started as the README says, but on a free port and with nothing kept."""
+    command = [
+        sys.executable,
+        "-m",
+        "onefold",
+        "dev",
+        "--ephemeral",
+        "--json",
+        "--port",
+        "0",
+        "--project-type",
+        "EMAIL",
+    ]
+    environment = {**os.environ, "ONEFOLD_DEV_API_KEY": "dev"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        yield ready["grpc"]
+        process.terminate()
+
+
+def _assert_within(expected: Any, found: Any, path: str = "") -> None:
+    """Everything that the README shows is in the answer; the answer may say more."""
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            assert key in found, f"{path}.{key} is not in the answer"
+            _assert_within(value, found[key], f"{path}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), path
+        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+            _assert_within(one, other, f"{path}[{index}]")
+    else:
+        assert found == expected, path
+
+
+def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
+    """A3 D3 I16 I18 I19 I20: the quick start, merging, undoing and forgetting work line by line, in the order shown."""
+    blocks = _blocks()
+    functions = blocks[0][1].replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
+    shown = 0
+    answer = ""
+    for language, text in blocks[1:]:
+        if language == "json":
+            _assert_within(json.loads(text), json.loads(answer))
+            shown += 1
+            continue
+        for line in text.strip().splitlines():
+            run = subprocess.run(
+                ["bash", "-c", f"{functions}\n{line}"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                env={**os.environ, "ONEFOLD": address},
+                check=False,
+            )
+            assert run.returncode == 0, f"{line}\n{run.stderr}"
+            answer = run.stdout
+    assert shown >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("event data", f"{limits.EVENT_DATA_BYTES // 1000} kB"),
+        ("data fields of a profile", f"{limits.DATA_FIELDS_BYTES // 1_000_000} MB"),
+        ("/ of a device", f"{limits.DEVICE_FIELDS_BYTES // 1000} kB"),
+        ("depth of data", f"{limits.DATA_DEPTH} levels / {limits.DATA_KEYS_PER_OBJECT}"),
+        ("email / user_id", f"{limits.EMAIL_BYTES} bytes / {limits.USER_ID_CHARACTERS} characters"),
+        ("event name", f"{limits.NAME_BYTES} bytes"),
+        ("event_id, request_id", f"{limits.EVENT_ID_CHARACTERS} characters"),
+        ("device token", f"{limits.TOKEN_BYTES:,} bytes"),
+        ("events or profiles in a batch", f"{limits.BATCH_EVENTS:,}"),
+        ("page", f"{limits.PAGE_SIZE_MAX} rows"),
+        ("devices of a profile", f"{limits.DEVICES_PER_PROFILE}"),
+        ("anonymous events", f"{limits.ANONYMOUS_LIFETIME.days} days"),
+        ("grace of a link", f"{limits.LINK_GRACE.seconds // 60} minutes"),
+    ],
+)
+def test_the_table_of_limits_is_true(name: str, value: str) -> None:
+    """X5: each limit that the README states is the one that the code enforces."""
+    table = _README.split("## Limits", 1)[1].split("## ", 1)[0]
+    [line] = [line for line in table.splitlines() if name in line]
+    assert value in line
