@@ -58,7 +58,8 @@ FILES: Final = [
     projects_service_pb2.DESCRIPTOR,
 ]
 _OPTIONS: Final = [
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
+    ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
     # Off: two servers on one port would share the calls without a word.
     ("grpc.so_reuseport", 0),

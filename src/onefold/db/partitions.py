@@ -54,8 +54,8 @@ def expired_partitions(names: list[str], now: datetime, oldest_wanted: datetime 
 async def ensure_partitions(connection: Connection) -> list[str]:
     """Makes the partitions that are missing; returns their names.
 
-    One that cannot be made now (locked, or the default partition already holds such rows) is left for the next time:
-    inserts go to the default partition meanwhile, and reads see both.
+    One that cannot be made now (locked, or a row of its day arrived just then) is left for the next time: inserts go to
+    the default partition meanwhile, and reads see both.
     """
     now = await connection.fetchval("SELECT now()")
     existing = set(await partitions(connection))
@@ -67,14 +67,30 @@ async def ensure_partitions(connection: Connection) -> list[str]:
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-                await connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF anonymous_events "
-                    f"FOR VALUES FROM ('{day} 00:00Z') TO ('{day + _DAY} 00:00Z')"
-                )
+                await _make(connection, name, day)
             made.append(name)
         except (asyncpg.LockNotAvailableError, asyncpg.CheckViolationError, asyncpg.DeadlockDetectedError):
             continue
     return made
+
+
+async def _make(connection: Connection, name: str, day: date) -> None:
+    """Makes a day's partition. Rows of the day that had to go to the default partition move over in the same
+    transaction, or it could not be made.
+    """
+    bounds = f"FROM ('{day} 00:00Z') TO ('{day + _DAY} 00:00Z')"
+    # Both are made of a date, so nothing can be slipped in.
+    within = f"event_time >= '{day} 00:00Z' AND event_time < '{day + _DAY} 00:00Z'"
+    stray = await connection.fetchval(f"SELECT EXISTS (SELECT FROM anonymous_events_default WHERE {within})")  # noqa: S608
+    if stray:
+        await connection.execute("CREATE TEMP TABLE stray_events (LIKE anonymous_events) ON COMMIT DROP")
+        await connection.execute(
+            f"WITH stray AS (DELETE FROM anonymous_events_default WHERE {within} RETURNING *) "  # noqa: S608
+            "INSERT INTO stray_events SELECT * FROM stray"
+        )
+    await connection.execute(f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF anonymous_events FOR VALUES {bounds}")
+    if stray:
+        await connection.execute("INSERT INTO anonymous_events SELECT * FROM stray_events")
 
 
 async def drop_partition(connection: Connection, name: str) -> bool:

@@ -30,7 +30,7 @@ from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.limits import DEVICE_FIELDS_BYTES, NAME_BYTES, TOKEN_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import build_page, make_token, page_size, read_token
+from onefold.rpc.paging import build_page, make_token, page_size, read_token, text_part
 from onefold.rpc.payload import read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.v1 import device_pb2, devices_service_pb2, devices_service_pb2_grpc, profile_pb2
@@ -141,7 +141,7 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
         asked_id = checker.uuid("profile_id", request.profile_id) if by_id else None
         named = None if by_id else read_identifiers(checker, project, request.identifiers, long_user_id=True)
         checker.raise_if_wrong()
-        [after] = read_token(request, request.page_token, (str,)) or [""]
+        [after] = read_token(request, request.page_token, text_part) or [""]
 
         async def list_page(connection: Connection) -> list[store.DeviceRow]:
             profile_id = await find_profile_id(connection, project, named, asked_id)
@@ -164,8 +164,7 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
         count = page_size(checker, request.page_size)
         token = _read_token(checker, "token", request.token)
         checker.raise_if_wrong()
-        key = read_token(request, request.page_token, (str,))
-        after = UUID(key[0]) if key else _FIRST_PROFILE
+        [after] = read_token(request, request.page_token, UUID) or [_FIRST_PROFILE]
         rows = await self._database.read(
             lambda connection: store.list_token_holders(connection, project.project_id, token, after, count + 1)
         )

@@ -56,6 +56,7 @@ class _Batch:
 
     results: dict[int, Result] = field(default_factory=dict)
     rows: list[EventRow] = field(default_factory=list)
+    positions: dict[EventRow, int] = field(default_factory=dict)
 
 
 async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
@@ -72,26 +73,24 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    await store.insert(connection, project.project_id, batch.rows)
+    for row in await store.insert(connection, project.project_id, batch.rows):
+        # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
+        position = batch.positions[row]
+        batch.results[position] = _id_reused(row.event_id)
     return [batch.results[position] for position in range(len(arrivals))]
 
 
 async def _round(connection: Connection, project: Project, batch: _Batch, items: list[_Item]) -> list[_Item]:
     """Decides as many items as it can and writes the people they make; returns those that must wait."""
     found = await identity.find(connection, project, _wanted(project, items))
-    timely = []
-    for item in items:
-        error = check_time(item.arrival, found.now)
-        if error is None:
-            timely.append(item)
-        else:
-            batch.results[item.position] = error
-    fresh, waiting = await _claim_ids(connection, project, batch, timely)
+    # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
+    fresh, waiting = await _claim_ids(connection, project, batch, items)
 
     placed: list[_Item] = []
     unused: list[_Item] = []
     for index, item in enumerate(fresh):
         try:
+            _check_time(item, found.now)
             stored = _place(project, found, item)
         except VacatedError:
             unused += fresh[index:]
@@ -115,6 +114,7 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     for item in placed:
         row = _row(item, found.now)
         batch.rows.append(row)
+        batch.positions[row] = item.position
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
     return waiting
 
@@ -162,11 +162,21 @@ async def _claim_ids(
 
 def _known(item: _Item, event_id: str, known: store.KnownEventId) -> Result:
     if known.body_hash != item.body_hash:
-        return already_exists(
-            Reason.EVENT_ID_REUSED, "The event_id was used for an event with another body.", event_id=event_id
-        )
+        return _id_reused(event_id)
     outcome = Outcome.UNCHANGED if item.arrival.named is not None else None
     return Accepted(event_id, known.receive_time, True, outcome, None)
+
+
+def _id_reused(event_id: str) -> OnefoldError:
+    return already_exists(
+        Reason.EVENT_ID_REUSED, "The event_id was used for an event with another body.", event_id=event_id
+    )
+
+
+def _check_time(item: _Item, now: datetime) -> None:
+    error = check_time(item.arrival, now)
+    if error is not None:
+        raise error
 
 
 def _place(project: Project, found: identity.Found, item: _Item) -> bool:

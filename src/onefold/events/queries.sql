@@ -22,7 +22,8 @@ DELETE FROM event_ids
 WHERE project_id = :project_id AND event_id = ANY(:event_ids::text []);
 
 -- name: insert_events
--- A person's events. The conflict can only be the same event told again after its id was forgotten (35 days): it is there.
+-- A person's events; the keys of those that were stored. The conflict can only be an id and time used again after the id
+-- was forgotten (35 days).
 INSERT INTO events (
     project_id,
     profile_id,
@@ -59,7 +60,8 @@ FROM
         :anonymous_ids::text [],
         :data::json []
     ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, data)
-ON CONFLICT DO NOTHING;
+ON CONFLICT DO NOTHING
+RETURNING profile_id, event_time, event_id;
 
 -- name: insert_anonymous_events
 -- Visitors' events.

@@ -11,7 +11,7 @@ import grpc
 import orjson
 
 from onefold.callers import Project, caller
-from onefold.clock import EARLIEST, LATEST, from_microseconds, to_microseconds
+from onefold.clock import EARLIEST, LATEST, to_microseconds
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Violation, invalid
@@ -29,7 +29,7 @@ from onefold.limits import (
     NAME_BYTES,
 )
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import build_page, make_token, page_size, read_token
+from onefold.rpc.paging import build_page, make_token, moment_part, page_size, read_token, text_part
 from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct, write_struct
 from onefold.rpc.replay import write_once
 from onefold.rpc.status import to_item_error
@@ -187,9 +187,9 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
     start = checker.timestamp("start_time", request.start_time) if request.HasField("start_time") else EARLIEST
     end = checker.timestamp("end_time", request.end_time) if request.HasField("end_time") else _AFTER_ALL
     before_time, before_id = end, ""
-    key = read_token(request, request.page_token, (int, str))
+    key = read_token(request, request.page_token, moment_part, text_part)
     if key is not None:
-        before_time, before_id = from_microseconds(key[0]), key[1]
+        before_time, before_id = key
     return store.Filter(
         before_time,
         before_id,

@@ -74,12 +74,16 @@ async def release_event_ids(connection: Connection, project_id: str, event_ids: 
         await queries.release_event_ids.execute(connection, project_id=project_id, event_ids=event_ids)
 
 
-async def insert(connection: Connection, project_id: str, rows: Sequence[EventRow]) -> None:
-    """Stores events, with the transaction's time as receive_time, and counts the late ones among them."""
+async def insert(connection: Connection, project_id: str, rows: Sequence[EventRow]) -> list[EventRow]:
+    """Stores events, with the transaction's time as receive_time, and counts the late ones among them.
+
+    Returns those for which there was no room, because the person has an event of that id and time.
+    """
+    refused: list[EventRow] = []
     known = [row for row in rows if row.profile_id is not None]
     anonymous = [(row, row.anonymous_id) for row in rows if row.profile_id is None and row.anonymous_id is not None]
     if known:
-        await queries.insert_events.execute(
+        stored = await queries.insert_events.fetch(
             connection,
             project_id=project_id,
             profile_ids=[row.profile_id for row in known],
@@ -91,6 +95,10 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
             anonymous_ids=[row.anonymous_id for row in known],
             data=[row.data for row in known],
         )
+        if len(stored) != len(known):
+            keys = {(row["profile_id"], row["event_time"], row["event_id"]) for row in stored}
+            refused = [row for row in known if (row.profile_id, row.event_time, row.event_id) not in keys]
+            known = [row for row in known if row not in refused]
     if anonymous:
         await queries.insert_anonymous_events.execute(
             connection,
@@ -104,6 +112,7 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
             data=[row.data for row, _ in anonymous],
         )
     await _count_late(connection, project_id, known)
+    return refused
 
 
 async def list_events(connection: Connection, project_id: str, profile_id: UUID, wanted: Filter) -> list[StoredEvent]:

@@ -92,8 +92,7 @@ class ForgetCalls(identity_service_pb2_grpc.IdentityServiceServicer):
         checker = Checker()
         count = page_size(checker, request.page_size)
         checker.raise_if_wrong()
-        key = read_token(request, request.page_token, (str,))
-        after = bytes.fromhex(key[0]) if key else b""
+        [after] = read_token(request, request.page_token, bytes.fromhex) or [b""]
         rows = await self._forget_database.read(
             lambda connection: list_forgotten(connection, project_id, after, count + 1)
         )

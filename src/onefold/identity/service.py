@@ -200,8 +200,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         if problem:
             checker.refuse(kind.name.lower(), problem)
         checker.raise_if_wrong()
-        key = read_token(request, request.page_token, (str,))
-        after = UUID(key[0]) if key else UUID(int=0)
+        [after] = read_token(request, request.page_token, UUID) or [UUID(int=0)]
         rows = await self._database.read(
             lambda connection: store.lookup_profiles(connection, project.project_id, kind, value, after, count + 1)
         )

@@ -128,8 +128,7 @@ class MergeCalls(identity_service_pb2_grpc.IdentityServiceServicer):
         asked_id = checker.uuid("profile_id", request.profile_id) if by_id else None
         named = None if by_id else read_identifiers(checker, project, request.identifiers, long_user_id=True)
         checker.raise_if_wrong()
-        key = read_token(request, request.page_token, (str,))
-        before = UUID(key[0]) if key else _LATEST_ID
+        [before] = read_token(request, request.page_token, UUID) or [_LATEST_ID]
 
         async def list_page(connection: Connection) -> list[store.MergeRow]:
             # A profile that was merged away has a ledger too, and only its id still names it.

@@ -22,7 +22,7 @@ from onefold.projects.rules import (
     split_key,
 )
 from onefold.rpc.checks import Checker, to_timestamp
-from onefold.rpc.paging import make_token, page_size, read_token
+from onefold.rpc.paging import make_token, page_size, read_token, text_part
 from onefold.v1 import options_pb2, project_pb2, projects_service_pb2, projects_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -87,7 +87,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
         checker = Checker()
         count = page_size(checker, request.page_size)
         checker.raise_if_wrong()
-        [after] = read_token(request, request.page_token, (str,)) or [""]
+        [after] = read_token(request, request.page_token, text_part) or [""]
         rows = await self._database.read(
             lambda connection: store.list_projects(connection, project_id, after, count + 1)
         )
@@ -104,7 +104,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
         checker = Checker()
         count = page_size(checker, request.page_size)
         checker.raise_if_wrong()
-        [after] = read_token(request, request.page_token, (str,)) or [""]
+        [after] = read_token(request, request.page_token, text_part) or [""]
         rows = await self._database.read(
             lambda connection: store.list_api_keys(connection, project_id, after, count + 1)
         )

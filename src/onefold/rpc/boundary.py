@@ -36,6 +36,10 @@ class _Undecodable:
     """Stands in for a request whose bytes are not a message of the method."""
 
 
+class _TooLarge:
+    """Stands in for a request of more bytes than a message may have."""
+
+
 def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
     """The scope of every method, by its path, as the protos' required_scope option says. ValueError if one has none."""
     scopes = {}
@@ -89,6 +93,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                             "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or "
                             "data nested too deeply.",
                         )
+                    if isinstance(request, _TooLarge):
+                        raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
                     return _fitting(await handler(request, context))
             except OnefoldError as failure:
                 error = failure
@@ -153,6 +159,8 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     """A deserialiser under which bytes that are no message get a proper error (grpc alone would answer UNKNOWN)."""
 
     def tolerant(data: bytes) -> Any:
+        if len(data) > MESSAGE_BYTES:
+            return _TooLarge()
         try:
             return deserialize(data) if deserialize else data
         except DecodeError:

@@ -6,13 +6,15 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import orjson
 from google.protobuf.message import Message
 
+from onefold.clock import EARLIEST, LATEST, from_microseconds
 from onefold.errors import Kind, OnefoldError, Reason
-from onefold.limits import PAGE_BYTES, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from onefold.limits import EVENT_AHEAD, PAGE_BYTES, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from onefold.rpc.checks import Checker
 
 T = TypeVar("T")
@@ -44,23 +46,41 @@ def make_token(request: Message, key: list[object]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([_asked(request), *key])).decode().rstrip("=")
 
 
-def read_token(request: Message, token: str, types: tuple[type, ...]) -> list[Any] | None:
-    """The key in a token, with one value of each type; None for "". INVALID_ARGUMENT / PAGE_TOKEN_INVALID otherwise."""
+def read_token(request: Message, token: str, *read: Callable[[Any], Any]) -> list[Any] | None:
+    """The key in a token, each part as its reader makes it; None for "". PAGE_TOKEN_INVALID for anything else.
+
+    A token is not signed: it says where to go on in what the caller may read anyway. So every part is checked.
+    """
     if not token:
         return None
     try:
-        key: list[Any]
         asked, *key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        right = asked == _asked(request) and [type(value) for value in key] == list(types)
-    except (binascii.Error, ValueError, TypeError):
-        right = False
-    if not right:
-        raise OnefoldError(
-            Kind.INVALID_ARGUMENT,
-            Reason.PAGE_TOKEN_INVALID,
-            "The page token is not one that this method gave for the same request.",
-        )
-    return key
+        if asked == _asked(request):
+            return [reader(part) for reader, part in zip(read, key, strict=True)]
+    except (binascii.Error, ValueError, TypeError, AttributeError, OverflowError):
+        pass
+    raise OnefoldError(
+        Kind.INVALID_ARGUMENT,
+        Reason.PAGE_TOKEN_INVALID,
+        "The page token is not one that this method gave for the same request.",
+    )
+
+
+def text_part(part: Any) -> str:
+    """A text of a token. ValueError if PostgreSQL could not hold it."""
+    if not isinstance(part, str) or "\x00" in part:
+        raise ValueError
+    return part
+
+
+def moment_part(part: Any) -> datetime:
+    """A moment of a token, in microseconds since 1970. ValueError or OverflowError if it is out of range."""
+    if type(part) is not int:
+        raise ValueError
+    moment = from_microseconds(part)
+    if not EARLIEST <= moment < LATEST + EVENT_AHEAD:
+        raise ValueError
+    return moment
 
 
 def _asked(request: Message) -> str:

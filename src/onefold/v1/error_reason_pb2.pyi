@@ -29,8 +29,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT. The bytes of the request are not a message of this method."""
     ERROR_REASON_EVENT_EXPIRED: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT. The event's event_time lies 30 days or more in the past, and its anonymous_id has no person.
-    It comes with BadRequest too.
+    """INVALID_ARGUMENT. The event's event_time lies 30 days or more in the past, and it has an anonymous_id only. It
+    comes with BadRequest too.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT. The page token was not made by this method with the same filters."""
@@ -87,7 +87,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_POOL_BUSY: _ErrorReason.ValueType  # 52
     """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 53
-    """RESOURCE_EXHAUSTED. The request or its answer is larger than a message may be."""
+    """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
+    without a reason.
+    """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 60
     """UNAVAILABLE, with RetryInfo. PostgreSQL cannot be reached or refuses writes."""
     ERROR_REASON_LOCK_TIMEOUT: _ErrorReason.ValueType  # 61
@@ -111,8 +113,8 @@ ERROR_REASON_FIELDS_INVALID: ErrorReason.ValueType  # 1
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT. The bytes of the request are not a message of this method."""
 ERROR_REASON_EVENT_EXPIRED: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT. The event's event_time lies 30 days or more in the past, and its anonymous_id has no person.
-It comes with BadRequest too.
+"""INVALID_ARGUMENT. The event's event_time lies 30 days or more in the past, and it has an anonymous_id only. It
+comes with BadRequest too.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT. The page token was not made by this method with the same filters."""
@@ -169,7 +171,9 @@ ERROR_REASON_DATA_FIELDS_LIMIT: ErrorReason.ValueType  # 51
 ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 53
-"""RESOURCE_EXHAUSTED. The request or its answer is larger than a message may be."""
+"""RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
+without a reason.
+"""
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 60
 """UNAVAILABLE, with RetryInfo. PostgreSQL cannot be reached or refuses writes."""
 ERROR_REASON_LOCK_TIMEOUT: ErrorReason.ValueType  # 61

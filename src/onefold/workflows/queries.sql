@@ -446,6 +446,27 @@ SELECT now() AS now, min(alive_after) AS oldest_wanted
 FROM moves
 WHERE container_subject_id IS NOT NULL AND alive_after > '-infinity';
 
+-- name: purge_default_partition
+-- Events that had to go to the default partition, and whose time is over as it is for a partition that is dropped.
+DELETE FROM anonymous_events_default
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT stray.ctid FROM anonymous_events_default AS stray
+            WHERE
+                stray.event_time <= least(
+                    now() - :lifetime::interval,
+                    (
+                        SELECT min(moves.alive_after)
+                        FROM moves
+                        WHERE moves.container_subject_id IS NOT NULL AND moves.alive_after > '-infinity'
+                    )
+                ) - interval '1 hour'
+            LIMIT :count::integer
+        )
+    )
+    AND event_time <= now() - :lifetime::interval;
+
 -- name: purge_snapshots
 -- Merges older than 30 days cannot be undone any more: what was kept for it goes.
 UPDATE merges

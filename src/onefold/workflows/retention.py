@@ -11,7 +11,7 @@ from typing import Final
 from onefold.db.partitions import drop_partition, ensure_partitions, expired_partitions, partitions
 from onefold.db.pool import Database
 from onefold.db.queries import Connection, Queries, Query
-from onefold.limits import EVENT_ID_LIFETIME, REQUEST_ID_LIFETIME
+from onefold.limits import ANONYMOUS_LIFETIME, EVENT_ID_LIFETIME, REQUEST_ID_LIFETIME
 from onefold.merges.rules import UNDO_PERIOD
 
 queries: Final = Queries("onefold.workflows")
@@ -43,6 +43,7 @@ async def purge(database: Database) -> int:
     steps: list[tuple[Query, object]] = [
         (queries.purge_requests, REQUEST_ID_LIFETIME),
         (queries.purge_event_ids, EVENT_ID_LIFETIME),
+        (queries.purge_default_partition, ANONYMOUS_LIFETIME),
         (queries.purge_snapshots, UNDO_PERIOD),
         # A month of slack: an undo may want them back.
         (queries.purge_redirects, UNDO_PERIOD),
