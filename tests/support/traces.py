@@ -38,10 +38,20 @@ async def keys_with(url: str, text: str) -> list[bytes]:
     redis: Redis = Redis.from_url(url)
     try:
         keys = [key async for key in redis.scan_iter(count=1_000)]
-        dumps = [(key, await redis.dump(key)) for key in keys]
+        held = [(key, await _content(redis, key)) for key in keys]
     finally:
         await redis.aclose()
-    return [key for key, dump in dumps if text.encode() in key or text.encode() in (dump or b"")]
+    return [key for key, content in held if text.encode() in key or text.encode() in content]
+
+
+async def _content(redis: Redis, key: bytes) -> bytes:
+    match await redis.type(key):
+        case b"string":
+            return bytes(await redis.get(key) or b"")
+        case b"zset":
+            return b"".join(await redis.zrange(key, 0, -1))
+        case _:
+            return bytes(await redis.dump(key) or b"")
 
 
 async def rows_of(world: World, project_id: str) -> dict[str, list[str]]:

@@ -153,7 +153,15 @@ own AS (
 
 -- Of profiles that were merged into the person: everything, without what is being given back from there.
 from_profiles AS (
-    SELECT source.*
+    SELECT
+        source.event_time,
+        source.event_id,
+        source.receive_time,
+        source.kind,
+        source.was_anonymous,
+        source.name,
+        source.anonymous_id,
+        source.data
     FROM open_moves
     CROSS JOIN LATERAL (
         SELECT
@@ -192,7 +200,15 @@ from_profiles AS (
 
 -- Of merges that were undone: what came from the person.
 given_back AS (
-    SELECT source.*
+    SELECT
+        source.event_time,
+        source.event_id,
+        source.receive_time,
+        source.kind,
+        source.was_anonymous,
+        source.name,
+        source.anonymous_id,
+        source.data
     FROM open_moves
     CROSS JOIN LATERAL unnest(open_moves.origin_ids) AS origin (origin_id)
     CROSS JOIN LATERAL (
@@ -223,7 +239,15 @@ given_back AS (
 
 -- Of anonymous ids: what was received before the grace ended and was alive when the id was linked.
 from_subjects AS (
-    SELECT source.*
+    SELECT
+        source.event_time,
+        source.event_id,
+        source.receive_time,
+        source.kind,
+        source.was_anonymous,
+        source.name,
+        source.anonymous_id,
+        source.data
     FROM open_moves
     CROSS JOIN LATERAL (
         SELECT
@@ -308,7 +332,15 @@ WITH own AS (
 ),
 
 given_back AS (
-    SELECT source.*
+    SELECT
+        source.event_time,
+        source.event_id,
+        source.receive_time,
+        source.kind,
+        source.was_anonymous,
+        source.name,
+        source.anonymous_id,
+        source.data
     FROM moves
     CROSS JOIN LATERAL unnest(moves.origin_ids) AS origin (origin_id)
     CROSS JOIN LATERAL (

@@ -1,0 +1,65 @@
+"""The statements in the .sql files, against the real schema."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from importlib import import_module, resources
+
+import pytest
+
+import onefold
+from onefold.db.pool import Database
+from onefold.db.queries import Connection, Queries, Query
+
+PACKAGES = [
+    module.name
+    for module in pkgutil.walk_packages(onefold.__path__, "onefold.")
+    if module.ispkg and resources.files(import_module(module.name)).joinpath("queries.sql").is_file()
+]
+STATEMENTS = [(package, query) for package in PACKAGES for query in Queries(package)]
+# What workers and retention look at; ids that belong to nobody yet; locks whose key already holds the project.
+OF_NO_PROJECT = {
+    "due_intents",
+    "oldest_wanted_event",
+    "purge_default_partition",
+    "purge_snapshots",
+    "purge_redirects",
+    "new_forget_id",
+    "purge_requests",
+    "purge_event_ids",
+    "new_profile_ids",
+    "lock_token",
+    "lock_token_shared",
+}
+
+
+def test_the_walk_meets_every_file() -> None:
+    """X3: no queries.sql of the package escapes the tests below."""
+    files = list(resources.files("onefold").iterdir())
+    found = [file.name for file in files if file.is_dir() and file.joinpath("queries.sql").is_file()]
+    assert sorted(PACKAGES) == sorted(f"onefold.{name}" for name in found)
+    assert len(STATEMENTS) > 30
+
+
+@pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
+async def test_every_statement_prepares(database: Database, package: str, query: Query) -> None:
+    """X3: PostgreSQL understands the statement on the schema that the migrations make, and its parameters all."""
+
+    async def prepare(connection: Connection) -> int:
+        return len((await connection.prepare(query.sql)).get_parameters())
+
+    assert await database.read(prepare) == len(query.parameters)
+
+
+@pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
+def test_every_statement_keeps_to_one_project(package: str, query: Query) -> None:
+    """P6: a statement names the project it is about, except the few that are about none."""
+    keeps = "project_id" in query.parameters
+    assert keeps or query.name in OF_NO_PROJECT or package == "onefold.projects"
+
+
+@pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
+def test_no_statement_takes_whatever_columns_there_are(package: str, query: Query) -> None:
+    """X3: columns are listed, so that an older server runs on a newer schema."""
+    assert not re.search(r"\bSELECT\s+(\w+\.)?\*|\bRETURNING\s+\*", query.sql)
