@@ -12,7 +12,6 @@ it is killed, the kernel tells each of them. It never imports grpc, which does n
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -312,13 +311,8 @@ def _data_folder(options: DevOptions) -> Iterator[Path]:
         return
     if options.data_dir is not None:
         raise DevError("--ephemeral has a temporary data folder of its own: leave out --data-dir")
-    temporary = Path(tempfile.mkdtemp(prefix="onefold-dev-"))
-    if account and account.switch:
-        temporary.chmod(0o711)
-    try:
-        yield folder.prepare(temporary, account)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder.temporary(account) as path:
+        yield path
 
 
 def _default_data_dir() -> Path:

@@ -116,7 +116,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Service]]:
-    """Starts `onefold dev --json --port 0` with more arguments; what still runs at the end of the test is killed."""
+    """Starts `onefold dev --json --port 0` with more arguments; what still runs at the end of the test is stopped."""
     processes: list[subprocess.Popen[str]] = []
     descendants: list[psutil.Process] = []
 
@@ -133,7 +133,7 @@ def start() -> Iterator[Callable[..., Service]]:
 
     yield start_service
     for process in processes:
-        process.kill()
+        process.terminate()
         process.communicate()
     for descendant in descendants:
         wait_for_end(descendant)
@@ -257,6 +257,24 @@ def test_servers_of_ones_own_are_used_when_both_are_named(data_dir: Path, start:
     finally:
         valkey.stop()
         postgres.stop()
+
+
+def test_an_ephemeral_folder_left_by_a_kill_is_removed_by_the_next_start(
+    data_dir: Path, start: Callable[..., Service]
+) -> None:
+    """SIGKILL leaves the temporary folder behind; the next ephemeral start removes it, and none that is in use."""
+    killed = start("--ephemeral", TMPDIR=str(data_dir))
+    (left,) = data_dir.iterdir()
+    tree = killed.tree()
+    killed.process.kill()
+    for process in tree:
+        wait_for_end(process)
+    assert left.exists()
+    used = start("--ephemeral", TMPDIR=str(data_dir))
+    assert not left.exists()
+    start("--ephemeral", TMPDIR=str(data_dir))
+    assert len(list(data_dir.iterdir())) == 2
+    assert used.track("one")
 
 
 def test_the_key_can_be_given(start: Callable[..., Service]) -> None:

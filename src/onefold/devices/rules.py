@@ -49,14 +49,19 @@ def register(stored: Copy | None, registration: Registration, held_count: int) -
 
     `held_count` is how many devices of the sort the profile has. Raises DEVICE_LIMIT (D6) or DATA_FIELDS_LIMIT.
     """
+    if counts_anew(stored, registration) and held_count >= DEVICES_PER_PROFILE:
+        raise device_limit()
     if stored is None:
-        if held_count >= DEVICES_PER_PROFILE:
-            raise device_limit()
         fields = updated_fields("{}", registration.data_fields, nested=False) or "{}"
         return Copy(registration.platform, registration.application_name, fields, True), Outcome.CREATED
     fields = updated_fields(stored.data_fields, registration.data_fields, nested=False) or stored.data_fields
     after = Copy(registration.platform, registration.application_name, fields, True)
     return after, Outcome.UNCHANGED if after == stored else Outcome.UPDATED
+
+
+def counts_anew(stored: Copy | None, registration: Registration) -> bool:
+    """Whether a registration adds to the profile's devices of its sort: browser tokens and others are counted apart."""
+    return stored is None or (stored.platform is Platform.WEB) != (registration.platform is Platform.WEB)
 
 
 def device_limit() -> OnefoldError:

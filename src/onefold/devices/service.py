@@ -12,7 +12,7 @@ from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.devices import store
-from onefold.devices.rules import Platform, Registration, register
+from onefold.devices.rules import Platform, Registration, counts_anew, register
 from onefold.errors import OnefoldError, Reason, not_found
 from onefold.identity.messages import (
     read_data_format,
@@ -179,7 +179,7 @@ async def _register(connection: Connection, project: Project, profile_id: UUID, 
     await store.lock_token(connection, project.project_id, registration.token, shared=True)
     stored = await store.find_copy(connection, project.project_id, profile_id, registration.token)
     held = 0
-    if stored is None:
+    if counts_anew(stored, registration):
         browser = registration.platform is Platform.WEB
         held = await store.count_devices(connection, project.project_id, profile_id, browser=browser)
     copy, outcome = register(stored, registration, held)

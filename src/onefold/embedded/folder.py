@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from onefold.embedded.account import Account
@@ -25,6 +26,7 @@ _SOCKET_PATH_MAX_BYTES = 100
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 _SHUTDOWN_SECONDS = 15.0
 _POLL_SECONDS = 0.02
+_TEMPORARY_PREFIX = "onefold-dev-"
 
 
 def prepare(data_dir: Path, account: Account | None) -> Path:
@@ -48,6 +50,28 @@ def prepare(data_dir: Path, account: Account | None) -> Path:
             "choose another data folder with --data-dir"
         )
     return folder
+
+
+@contextlib.contextmanager
+def temporary(account: Account | None) -> Iterator[Path]:
+    """A data folder in the system's temporary folder that is removed at the end.
+
+    The next call removes one that was left behind by a process that was killed: a living owner holds a lock on it.
+    """
+    parent = Path(tempfile.gettempdir())
+    for path in parent.glob(f"{_TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.geteuid() and (leftover := _try_lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(leftover)
+    path, held = _new_locked(parent)
+    try:
+        if account and account.switch:
+            path.chmod(0o711)
+        yield prepare(path, account)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
 
 
 def lock(folder: Path, name: str) -> int:
@@ -144,6 +168,28 @@ def last_lines(path: Path, count: int, *, from_byte: int = 0) -> list[str]:
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def _new_locked(parent: Path) -> tuple[Path, int]:
+    # Between the making and the locking, another process may take the new folder for a leftover: then make another.
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            held = _try_lock(path)
+            if held is not None:
+                if path.exists():
+                    return path, held
+                os.close(held)
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _socket_link(home: Path) -> Path:

@@ -19,7 +19,8 @@ from uuid import UUID
 import email_validator
 import orjson
 
-from onefold.callers import REFUSED_IDS, IdentifierType, Project
+from onefold.callers import REFUSED_IDS as REFUSED_IDS
+from onefold.callers import IdentifierType, Project
 from onefold.errors import (
     OnefoldError,
     Reason,

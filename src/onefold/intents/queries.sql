@@ -34,11 +34,17 @@ RETURNING kind, attempt_count;
 
 -- name: renew_lease
 -- First in every chunk: keeps the lease, and holds its row so that nobody can take it before the chunk has ended. No row
--- means that the lease was lost: the chunk must not write. Progress starts the attempts anew.
+-- means that the lease was lost: the chunk must not write.
 UPDATE intents
-SET lease_end_time = clock_timestamp() + :lease::interval, attempt_count = 1
+SET lease_end_time = clock_timestamp() + :lease::interval
 WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token
 RETURNING 1;
+
+-- name: note_progress
+-- Rows were written: the attempts start anew. An attempt that only looks again at what is done is no progress.
+UPDATE intents
+SET attempt_count = 1
+WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lease_token;
 
 -- name: finish_intent
 -- The work is done; the ledgers of the features keep what is worth keeping.

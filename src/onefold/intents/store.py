@@ -77,6 +77,11 @@ async def renew(connection: Connection, lease: Lease) -> None:
         raise LeaseLostError
 
 
+async def note_progress(connection: Connection, lease: Lease) -> None:
+    """Starts the attempts anew, because this one has written something."""
+    await queries.note_progress.execute(connection, **_of(lease))
+
+
 async def finish(connection: Connection, lease: Lease) -> None:
     """Removes the intent: its work is done. LeaseLostError if another worker has it."""
     if not await queries.finish_intent.execute(connection, **_of(lease)):

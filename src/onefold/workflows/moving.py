@@ -62,6 +62,8 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         **({"lifetime": ANONYMOUS_LIFETIME} if move["owner_subject_id"] else {}),
     )
     assert moved is not None  # a SELECT without FROM returns one row
+    if moved["event_count"]:
+        await intents.note_progress(connection, lease)
     if moved["event_count"] and move["merge_id"] is not None:
         await queries.count_moved.execute(
             connection,

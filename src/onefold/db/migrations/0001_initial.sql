@@ -242,7 +242,7 @@ CREATE TABLE requests (
     answer bytea NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now(),
     -- Whose data the answer holds: it goes when one of them is forgotten.
-    profile_ids uuid [] NOT NULL,
+    profile_ids uuid [] NOT NULL DEFAULT '{}',
     PRIMARY KEY (project_id, request_id)
 );
 CREATE INDEX requests_of_profile ON requests USING gin (profile_ids);
