@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from onefold.callers import REFUSED_IDS
+
+_SCHEMES = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
 
 
 class Settings(BaseSettings):
     """What the server and the worker need to know. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="ONEFOLD_", extra="ignore")
+
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _check_url(cls, value: str, info: ValidationInfo) -> str:
+        schemes = _SCHEMES[str(info.field_name)]
+        try:
+            parts = urlsplit(value)
+            # Reading the port is what finds one that is no number.
+            right = parts.scheme in schemes and (parts.port is None or parts.port > 0)
+        except ValueError:
+            right = False
+        if not right:
+            raise ValueError(f"must be a URL such as {schemes[0]}://...")
+        return value
 
     database_url: str = Field(description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.")
     redis_url: str = Field(description="Redis or Valkey, as redis://HOST:PORT/0, rediss://... or unix:///PATH.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -68,6 +69,7 @@ _OPTIONS: Final = [
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
 ]
 _HEALTH_SECONDS: Final = 2.0
+_LAME_DUCK_SECONDS: Final = 0.3
 
 
 async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
@@ -92,8 +94,9 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
             secret.get_secret_value().encode() if secret else await database.read(forget_secret),
             frozenset(refused.casefold() for refused in settings.refused_ids),
         )
+        boundary = Boundary(authenticator, required_scopes(FILES))
         server = grpc.aio.server(
-            interceptors=[Boundary(authenticator, required_scopes(FILES))],
+            interceptors=[boundary],
             options=_OPTIONS,
             maximum_concurrent_rpcs=settings.concurrent_calls,
         )
@@ -119,6 +122,9 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         # Out of the load balancers first, then no new calls, then the running ones end.
         watch.cancel()
         await servicer.enter_graceful_shutdown()
+        boundary.stop()
+        # gRPC alone would cancel calls that are on their way; for a moment they are told to go elsewhere instead.
+        await asyncio.sleep(min(_LAME_DUCK_SECONDS, settings.drain_seconds))
         await server.stop(settings.drain_seconds)
     finally:
         await batcher.stop()
@@ -129,8 +135,11 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
 def _listen(server: grpc.aio.Server, settings: Settings) -> int:
     address = f"{settings.host}:{settings.port}"
     try:
+        # Tried before gRPC does, which would print lines of its own about a port that is taken.
+        with socket.create_server((settings.host, settings.port)):
+            pass
         return server.add_insecure_port(address)
-    except RuntimeError:
+    except (OSError, RuntimeError):
         raise OnefoldError(
             Kind.UNAVAILABLE, Reason.INTERNAL, f"Cannot listen on {address}: is another program using the port?"
         ) from None

@@ -101,7 +101,7 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
         async def work(connection: Connection) -> devices_service_pb2.DisableDeviceResponse:
             if named is None:
                 return await _disable_everywhere(connection, project, token)
-            profile_id = await find_profile_id(connection, project, named)
+            profile_id = await find_profile_id(connection, project, named, to_write=True)
             return await _disable_one(connection, project, profile_id, token)
 
         answer, replayed = await write_once(

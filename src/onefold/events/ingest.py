@@ -84,7 +84,7 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     """Decides as many items as it can and writes the people they make; returns those that must wait."""
     found = await identity.find(connection, project, _wanted(project, items))
     # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
-    fresh, waiting = await _claim_ids(connection, project, batch, items)
+    fresh, waiting = await _claim_ids(connection, project, batch, _not_forgotten(batch, found, items), found)
 
     placed: list[_Item] = []
     unused: list[_Item] = []
@@ -135,7 +135,7 @@ def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, 
 
 
 async def _claim_ids(
-    connection: Connection, project: Project, batch: _Batch, items: list[_Item]
+    connection: Connection, project: Project, batch: _Batch, items: list[_Item], found: identity.Found
 ) -> tuple[list[_Item], list[_Item]]:
     """Claims the event ids that callers gave. Returns the items whose id is theirs, and those whose id another item of
     this round has just claimed; an item whose id was taken before gets its result (E3)."""
@@ -151,7 +151,7 @@ async def _claim_ids(
         if event_id is None:
             fresh.append(item)
         elif event_id in taken:
-            batch.results[item.position] = _known(item, event_id, taken[event_id])
+            batch.results[item.position] = _known(item, event_id, taken[event_id], found)
         elif event_id in claimed:
             waiting.append(item)
         else:
@@ -160,11 +160,31 @@ async def _claim_ids(
     return fresh, waiting
 
 
-def _known(item: _Item, event_id: str, known: store.KnownEventId) -> Result:
+def _not_forgotten(batch: _Batch, found: identity.Found, items: list[_Item]) -> list[_Item]:
+    """The items whose person may be written to; the others get their result."""
+    allowed = []
+    for item in items:
+        try:
+            if item.arrival.named is not None:
+                found.directory.refuse_forgotten(item.arrival.named)
+            allowed.append(item)
+        except OnefoldError as error:
+            batch.results[item.position] = error
+    return allowed
+
+
+def _known(item: _Item, event_id: str, known: store.KnownEventId, found: identity.Found) -> Result:
     if known.body_hash != item.body_hash:
         return _id_reused(event_id)
-    outcome = Outcome.UNCHANGED if item.arrival.named is not None else None
-    return Accepted(event_id, known.receive_time, True, outcome, None)
+    if item.arrival.named is None:
+        return Accepted(event_id, known.receive_time, True, None, None)
+    try:
+        person = found.directory.find(item.arrival.named)
+    except (OnefoldError, VacatedError):
+        person = None
+    return Accepted(
+        event_id, known.receive_time, True, Outcome.UNCHANGED, person.profile_id if person is not None else None
+    )
 
 
 def _id_reused(event_id: str) -> OnefoldError:

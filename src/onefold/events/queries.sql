@@ -115,7 +115,8 @@ WHERE merges.project_id = :project_id AND merges.merge_id = late.merge_id;
 -- somebody else, and what open moves say is the person's wherever it lies. One statement sees one moment, and a row is
 -- moved in one transaction, so it is seen once. Each part reads at most a page by an index.
 WITH open_moves AS (
-    SELECT container_profile_id, container_subject_id, origin_ids, window_end_time, alive_after
+    SELECT
+        container_profile_id, container_subject_id, origin_ids, window_start_time, window_end_time, alive_after
     FROM moves
     WHERE project_id = :project_id AND owner_profile_id = :profile_id
 ),
@@ -263,6 +264,7 @@ from_subjects AS (
         WHERE
             project_id = :project_id
             AND subject_id = open_moves.container_subject_id
+            AND receive_time > open_moves.window_start_time
             AND receive_time <= open_moves.window_end_time
             AND event_time > open_moves.alive_after
             AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)

@@ -53,6 +53,8 @@ async def forget(connection: Connection, project: Project, named: Named) -> Forg
         await _hold(connection, project, free)
     left: list[Intent] = []
     if person is not None and person.profile_id is not None:
+        # Held first: what a merge or a renaming that is just being committed gave the person is to be blocked too.
+        await identity.lock_data_fields(connection, project.project_id, person)
         hashes |= await identifying_hashes(connection, project, person.profile_id)
         left = await erase(connection, project, person.profile_id)
     await queries.block.execute(
@@ -92,10 +94,13 @@ async def erase(connection: Connection, project: Project, profile_id: UUID) -> l
     subjects = [subject_id(project_id, row["value"]) for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID]
     await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
-    await queries.delete_devices.execute(connection, project_id=project_id, profile_ids=everything)
-    await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
+    rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
+    tokens = list({row["token"] for row in rows})
+    await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
     await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=everything)
+    # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
+    await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
     rows = await queries.add_erasures.fetch(
         connection,
         project_id=project_id,
@@ -124,6 +129,7 @@ def _hashes(project: Project, keys: list[tuple[IdentifierKind, str]]) -> dict[by
 
 
 async def _hold(connection: Connection, project: Project, keys: list[tuple[IdentifierKind, str]]) -> None:
+    await identity.release_expired_redirects(connection, project, keys)
     held = await queries.hold_identifiers.execute(
         connection,
         project_id=project.project_id,

@@ -67,7 +67,18 @@ WHERE project_id = :project_id AND profile_id = :profile_id;
 -- name: delete_devices
 -- The person's copies, and those of profiles merged into it, which are kept for an undo.
 DELETE FROM devices
-WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid []);
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
+RETURNING token;
+
+-- name: delete_disables
+-- The disables of tokens that nobody holds any more; a worker that is at one finds nothing left to do.
+DELETE FROM token_disables
+WHERE
+    project_id = :project_id
+    AND token = ANY(:tokens::text [])
+    AND NOT EXISTS (
+        SELECT FROM devices WHERE devices.project_id = :project_id AND devices.token = token_disables.token
+    );
 
 -- name: merged_profiles
 -- What has become part of a person: the profiles and subjects of merges that were not undone.

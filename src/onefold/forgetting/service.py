@@ -115,7 +115,7 @@ class ForgetCalls(identity_service_pb2_grpc.IdentityServiceServicer):
         left: list[Intent] = []
 
         async def work(connection: Connection) -> identity_service_pb2.DeleteProfileResponse:
-            profile_id = await find_profile_id(connection, project, named, asked_id)
+            profile_id = await find_profile_id(connection, project, named, asked_id, to_write=True)
             left[:] = await erase(connection, project, profile_id)
             return identity_service_pb2.DeleteProfileResponse(profile_id=str(profile_id))
 

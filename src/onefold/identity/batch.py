@@ -7,11 +7,11 @@ request, so that a batch does what its updates would have done one by one; an it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from onefold.callers import Project
+from onefold.callers import IdentifierType, Project
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.identity import store
@@ -19,6 +19,7 @@ from onefold.identity.people import Written
 from onefold.identity.rules import (
     Call,
     Directory,
+    IdentifierKind,
     Named,
     Outcome,
     Person,
@@ -63,7 +64,9 @@ async def _round(
         for _, update in items
         for key in wanted_identifiers(project.identifier_type, update.named, prefer_user_id=update.call.prefer_user_id)
     ]
-    found = await store.find(connection, project, wanted)
+    found = await store.find(
+        connection, project, wanted, count_holders=any(_by_user_id_alone(project, update) for _, update in items)
+    )
     directory = found.directory
     stored = (
         await store.lock_many_data_fields(connection, project.project_id, directory.people) if directory.people else {}
@@ -73,7 +76,11 @@ async def _round(
     waiting: list[tuple[int, Update]] = []
     for index, (position, update) in enumerate(items):
         try:
-            results[position] = _update(directory, update, texts, changed)
+            written = _update(directory, update, texts, changed)
+            if _by_user_id_alone(project, update) and update.named.user_id:
+                key = (IdentifierKind.USER_ID, update.named.user_id)
+                written = replace(written, holder_count=found.holder_counts[key])
+            results[position] = written
         except VacatedError:
             waiting = items[index:]
             break
@@ -95,7 +102,13 @@ def _update(directory: Directory, update: Update, texts: dict[int, str], changed
         texts[id(placement.person)] = changed[id(placement.person)] = fields
         if outcome is Outcome.UNCHANGED:
             outcome = Outcome.UPDATED
-    return Written(placement.person, outcome, 0)
+    if placement.person is None:
+        return Written(None, outcome, 0)
+    return Written.of(placement.person, outcome)
+
+
+def _by_user_id_alone(project: Project, update: Update) -> bool:
+    return project.identifier_type is IdentifierType.EMAIL and update.named.email is None
 
 
 def _of_known(directory: Directory, changed: dict[int, str]) -> dict[UUID, str]:

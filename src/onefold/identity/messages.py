@@ -61,9 +61,9 @@ def to_profile_write(written: Written) -> profile_pb2.ProfileWrite:
         return profile_pb2.ProfileWrite(outcome=to_outcome(written.outcome))
     return profile_pb2.ProfileWrite(
         profile_id=str(person.profile_id),
-        identifiers=to_identifiers(person.email, person.user_id),
+        identifiers=to_identifiers(written.email, written.user_id),
         outcome=to_outcome(written.outcome),
-        email_is_placeholder=is_placeholder(person.email),
+        email_is_placeholder=is_placeholder(written.email),
         user_id_holder_count=written.holder_count if written.holder_count > 1 else 0,
     )
 

@@ -28,6 +28,14 @@ class Written:
     person: Person | None
     outcome: Outcome
     holder_count: int
+    # As they stand after this write; a later item of the same batch may change the person again.
+    email: str | None = None
+    user_id: str | None = None
+
+    @classmethod
+    def of(cls, person: Person, outcome: Outcome, holder_count: int = 0) -> Written:
+        """What became of a person, as it is now."""
+        return cls(person, outcome, holder_count, person.email, person.user_id)
 
 
 async def write_profile(
@@ -46,7 +54,7 @@ async def write_profile(
     by_user_id_alone = project.identifier_type is IdentifierType.EMAIL and named.email is None
     wanted = wanted_identifiers(project.identifier_type, named, prefer_user_id=call.prefer_user_id)
     found = await store.find(connection, project, wanted, count_holders=by_user_id_alone)
-    holder_count = found.holder_count if by_user_id_alone else 0
+    holder_count = found.holder_counts[wanted[0]] if by_user_id_alone else 0
     placement = found.directory.place(named, call)
     person, outcome = placement.person, placement.outcome
     if person is None:
@@ -54,14 +62,14 @@ async def write_profile(
     if person.is_new:
         fields = updated_fields("{}", data_fields or {}, nested=merge_nested_objects) or "{}"
         await store.write_people(connection, project, found.directory, {id(person): fields})
-        return Written(person, outcome, holder_count)
+        return Written.of(person, outcome, holder_count)
     stored = await store.lock_data_fields(connection, project.project_id, person)
     await store.write_people(connection, project, found.directory)
     updated = updated_fields(stored, data_fields or {}, nested=merge_nested_objects)
     if updated is not None and person.profile_id is not None:
         await store.set_data_fields(connection, project.project_id, person.profile_id, updated)
         outcome = Outcome.UPDATED
-    return Written(person, outcome, holder_count)
+    return Written.of(person, outcome, holder_count)
 
 
 async def rename(connection: Connection, project: Project, named: Named, kind: IdentifierKind, value: str) -> Written:
@@ -70,7 +78,7 @@ async def rename(connection: Connection, project: Project, named: Named, kind: I
     Raises PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, IDENTIFIER_TAKEN, FORGOTTEN, and LostRaceError.
     """
     wanted = [*wanted_identifiers(project.identifier_type, named), (kind, value)]
-    found = await store.find(connection, project, wanted)
+    found = await store.find(connection, project, wanted, count_holders=named.email is None)
     directory = found.directory
     directory.refuse_forgotten(named)
     person = directory.find(named)
@@ -85,15 +93,27 @@ async def rename(connection: Connection, project: Project, named: Named, kind: I
     if left_to_them and renamed is Outcome.UPDATED and person.profile_id is not None:
         await store.release_redirect(connection, project, kind, value, person.profile_id)
     await store.write_people(connection, project, directory)
-    return Written(person, outcome if outcome is Outcome.CREATED else renamed, 0)
+    by_user_id_alone = project.identifier_type is IdentifierType.EMAIL and named.email is None
+    return Written.of(
+        person,
+        outcome if outcome is Outcome.CREATED else renamed,
+        found.holder_counts[wanted[0]] if by_user_id_alone else 0,
+    )
 
 
 async def find_profile_id(
-    connection: Connection, project: Project, named: Named | None, profile_id: UUID | None = None
+    connection: Connection,
+    project: Project,
+    named: Named | None,
+    profile_id: UUID | None = None,
+    *,
+    to_write: bool = False,
 ) -> UUID:
-    """The profile that a read names, by identifiers or by its id. Raises PROFILE_NOT_FOUND or IDENTIFIERS_CONFLICT."""
+    """The profile that a call names, by identifiers or by its id. Raises PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, and,
+    for a call that writes, FORGOTTEN.
+    """
     if named is not None:
-        person = await store.find_person(connection, project, named)
+        person = await store.find_person(connection, project, named, to_write=to_write)
         profile_id = person.profile_id if person else None
     elif profile_id is not None and not await store.profile_exists(connection, project.project_id, profile_id):
         profile_id = None

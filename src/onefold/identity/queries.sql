@@ -280,6 +280,7 @@ move AS (
         merge_id,
         container_subject_id,
         owner_profile_id,
+        window_start_time,
         window_end_time,
         alive_after,
         create_time
@@ -290,6 +291,19 @@ move AS (
         link.merge_id,
         :subject_id,
         link.profile_id,
+        -- What is being erased, because a person who had the id was forgotten, is not the new person's.
+        coalesce(
+            (
+                SELECT max(erased.window_end_time)
+                FROM moves AS erased
+                WHERE
+                    erased.project_id = :project_id
+                    AND erased.container_subject_id = :subject_id
+                    AND erased.owner_profile_id IS NULL
+                    AND erased.owner_subject_id IS NULL
+            ),
+            '-infinity'
+        ),
         link.grace_end_time,
         link.link_time - :lifetime::interval,
         link.link_time

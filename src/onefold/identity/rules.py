@@ -350,6 +350,7 @@ class Directory:
             raise not_found(Reason.PROFILE_NOT_FOUND, "No profile has these identifiers.")
         if call.update_existing_only:
             return Placement(None, Outcome.SKIPPED)
+        self.refuse_forgotten(Named(email, None))
         if email != named.email and (IdentifierKind.EMAIL, email) in self.holders:
             raise already_exists(
                 Reason.PLACEHOLDER_TAKEN, "The generated placeholder email belongs to another profile already."
@@ -366,7 +367,11 @@ class Directory:
 
     def _set(self, person: Person, kind: IdentifierKind, value: str | None) -> bool:
         old = person.email if kind is IdentifierKind.EMAIL else person.user_id
-        if value is None or value == old or (kind, value) in self.redirects:
+        if value is None or value == old:
+            return False
+        holder = self.holders.get((kind, value))
+        if (kind, value) in self.redirects and (holder is person or is_exclusive(self.project_type, kind)):
+            # A merge left it to this person, who is found by it and keeps their own, or to another, and it is taken.
             return False
         if kind is IdentifierKind.EMAIL:
             person.email = value
@@ -377,10 +382,10 @@ class Directory:
             if not is_exclusive(self.project_type, kind):
                 # Others may hold it too; only the store knows who is the oldest now.
                 self._vacated.add((kind, old))
-        # A shared identifier leads to its oldest holder.
-        holder = self.holders.get((kind, value))
-        if holder is None or self._age(person) < self._age(holder):
+        # A shared identifier leads to its oldest holder, before anybody whom a merge left it to.
+        if holder is None or (kind, value) in self.redirects or self._age(person) < self._age(holder):
             self.holders[kind, value] = person
+            self.redirects.discard((kind, value))
         return True
 
     def _age(self, person: Person) -> tuple[bool, str, int]:

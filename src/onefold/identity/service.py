@@ -7,7 +7,7 @@ from uuid import UUID
 
 import grpc
 
-from onefold.callers import Project, caller
+from onefold.callers import IdentifierType, Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, invalid
@@ -195,6 +195,8 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         if request.WhichOneof("identifier") == "email":
             kind, value = IdentifierKind.EMAIL, fold_ascii(request.email)
             problem = email_problem(value) if value else "is required"
+            if project.identifier_type is IdentifierType.USER_ID:
+                problem = "does not name people in a USER_ID project; give user_id"
         else:
             problem = user_id_problem(value, project.refused_ids, long=True) if value else "is required"
         if problem:

@@ -64,7 +64,7 @@ class Found:
     directory: Directory
     now: datetime
     links: dict[str, LinkRow]
-    holder_count: int
+    holder_counts: dict[tuple[IdentifierKind, str], int]
 
 
 async def find(
@@ -76,7 +76,7 @@ async def find(
 ) -> Found:
     """Looks up identifiers, at least one, in one statement. An anonymous_id that is linked comes back in `links`.
 
-    With count_holders, `holder_count` says how many hold the first identifier asked for.
+    With count_holders, `holder_counts` says how many hold each of them.
     """
     unique = list(dict.fromkeys(wanted))
     rows = await queries.find_holders.fetch(
@@ -108,13 +108,17 @@ async def find(
         directory.add(*key, person)
         if row["is_redirect"]:
             directory.redirects.add(key)
-    counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
-    return Found(directory, rows[0]["now"], links, counts[unique[0]] or 0)
+    counts = {(IdentifierKind(row["kind"]), row["value"]): row["holder_count"] or 0 for row in rows}
+    return Found(directory, rows[0]["now"], links, counts)
 
 
-async def find_person(connection: Connection, project: Project, named: Named) -> Person | None:
-    """Whom a read names; None for nobody. Raises IDENTIFIERS_CONFLICT."""
+async def find_person(
+    connection: Connection, project: Project, named: Named, *, to_write: bool = False
+) -> Person | None:
+    """Whom a call names; None for nobody. Raises IDENTIFIERS_CONFLICT, and, for one that writes, FORGOTTEN."""
     found = await find(connection, project, wanted_identifiers(project.identifier_type, named))
+    if to_write:
+        found.directory.refuse_forgotten(named)
     return found.directory.find(named)
 
 
@@ -292,6 +296,18 @@ async def lookup_profiles(
     return [to_profile_row(row) for row in rows]
 
 
+async def release_expired_redirects(
+    connection: Connection, project: Project, keys: Sequence[tuple[IdentifierKind, str]]
+) -> int:
+    """Frees identifiers that a merge left to somebody and whose time is over; returns how many."""
+    return await queries.release_expired_redirects.execute(
+        connection,
+        kinds=[kind for kind, _ in keys],
+        values=[value for _, value in keys],
+        project_id=project.project_id,
+    )
+
+
 async def release_redirect(
     connection: Connection, project: Project, kind: IdentifierKind, value: str, profile_id: UUID
 ) -> None:
@@ -391,9 +407,7 @@ async def claim_identifiers(
     claimed = await claim()
     if claimed != len(new):
         # One that a merge left to somebody, and whose time is over, is free.
-        if await queries.release_expired_redirects.execute(
-            connection, kinds=kinds, values=values, project_id=project.project_id
-        ):
+        if await release_expired_redirects(connection, project, [(kind, value) for kind, value, *_ in new]):
             claimed += await claim()
         if claimed != len(new):
             # Somebody committed one of them first; from the start again, the look-up finds theirs.

@@ -83,6 +83,7 @@ async def plan(connection: Connection, project: Project, wanted: Wanted, *, lock
     keys = wanted_identifiers(project.identifier_type, wanted.source)
     keys += wanted_identifiers(project.identifier_type, wanted.target)
     found = await identity.find(connection, project, keys)
+    found.directory.refuse_forgotten(wanted.source)
     found.directory.refuse_forgotten(wanted.target)
     source_person = found.directory.find(wanted.source)
     if source_person is None or source_person.profile_id is None:

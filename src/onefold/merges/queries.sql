@@ -262,36 +262,10 @@ SELECT
     merges.settle_time,
     merges.undo_time,
     merges.moved_event_count + merges.late_event_count AS event_count,
-    least(merges.moved_oldest_event_time, merges.late_oldest_event_time) AS oldest_event_time
-FROM merges
-WHERE merges.project_id = :project_id AND merges.merge_id = :merge_id;
-
--- name: lock_merge
--- The entry, held until the end of the transaction: a merge is undone once.
-SELECT
-    merge_id,
-    kind,
-    target_profile_id,
-    source_profile_id,
-    anonymous_id,
-    origin_ids,
-    create_time,
-    key_id,
-    snapshot::text AS snapshot,
-    snapshot #>> '{source,email}' AS source_email,
-    snapshot #>> '{source,user_id}' AS source_user_id,
-    source_fields,
-    target_fields,
-    merged_arrays,
-    device_count,
-    settle_time,
-    undo_time,
-    moved_event_count + late_event_count AS event_count,
-    least(moved_oldest_event_time, late_oldest_event_time) AS oldest_event_time,
+    least(merges.moved_oldest_event_time, merges.late_oldest_event_time) AS oldest_event_time,
     now() AS now
 FROM merges
-WHERE project_id = :project_id AND merge_id = :merge_id
-FOR UPDATE;
+WHERE merges.project_id = :project_id AND merges.merge_id = :merge_id;
 
 -- name: list_merges
 -- A page of the merges that a profile took part in, newest first.
@@ -314,7 +288,8 @@ SELECT
     settle_time,
     undo_time,
     moved_event_count + late_event_count AS event_count,
-    least(moved_oldest_event_time, late_oldest_event_time) AS oldest_event_time
+    least(moved_oldest_event_time, late_oldest_event_time) AS oldest_event_time,
+    now() AS now
 FROM merges
 WHERE
     project_id = :project_id

@@ -206,7 +206,7 @@ def _require_admin(who: Caller, wanted: Wanted) -> None:
 def _survivor(merged: Merged) -> Written:
     survivor = merged.survivor
     outcome = WriteOutcome.UNCHANGED if merged.outcome is Outcome.SAME_PROFILE else WriteOutcome.UPDATED
-    return Written(Person(survivor.profile_id, survivor.email, survivor.user_id), outcome, 0)
+    return Written.of(Person(survivor.profile_id, survivor.email, survivor.user_id), outcome)
 
 
 def _to_merge(row: store.MergeRow) -> merge_pb2.Merge:

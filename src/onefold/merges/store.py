@@ -39,6 +39,8 @@ class MergeRow:
     undo_time: datetime | None
     event_count: int
     oldest_event_time: datetime | None
+    # The database's clock when the entry was read.
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,6 @@ async def get_merge(connection: Connection, project_id: str, merge_id: UUID) -> 
     """An entry of the ledger."""
     row = await queries.get_merge.fetchrow(connection, project_id=project_id, merge_id=merge_id)
     return _merge(row) if row else None
-
-
-async def lock_merge(connection: Connection, project_id: str, merge_id: UUID) -> tuple[MergeRow, datetime] | None:
-    """An entry of the ledger, held, and the moment by the database's clock."""
-    row = await queries.lock_merge.fetchrow(connection, project_id=project_id, merge_id=merge_id)
-    return (_merge(row), row["now"]) if row else None
 
 
 async def list_merges(

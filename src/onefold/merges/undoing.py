@@ -44,18 +44,15 @@ async def undo(connection: Connection, project: Project, merge_id: UUID) -> Undo
 
     Raises MERGE_NOT_FOUND, MERGE_NOT_UNDOABLE, MERGE_BUILT_ON, SOURCE_IDENTIFIER_TAKEN, and LostRaceError.
     """
-    locked = await store.lock_merge(connection, project.project_id, merge_id)
-    if locked is None:
-        raise merge_not_found()
-    row, now = locked
+    # The order of locks is that of all writers: profiles, intents, moves, ledger. The target's row makes two undos of
+    # one merge wait for each other, so the ledger is looked at before, to know the target, and again when it is held.
+    row = await _check(connection, project, merge_id)
     if row.undo_time is not None:
         return Undone(Outcome.ALREADY_UNDONE, [])
-    _check_age(row, now)
-    later = await store.find_later_merge(connection, project.project_id, row.target_profile_id, merge_id)
-    if later is not None:
-        raise failed_precondition(
-            Reason.MERGE_BUILT_ON, "A later merge builds on this one. Undo that one first.", merge_id=str(later)
-        )
+    await store.lock_profiles(connection, project.project_id, [row.target_profile_id])
+    row = await _check(connection, project, merge_id)
+    if row.undo_time is not None:
+        return Undone(Outcome.ALREADY_UNDONE, [])
     match row.kind:
         case "ASSOCIATION":
             left = await _undo_association(connection, project, row)
@@ -72,17 +69,30 @@ def merge_not_found() -> OnefoldError:
     return not_found(Reason.MERGE_NOT_FOUND, "No merge has this id.")
 
 
-def _check_age(row: MergeRow, now: datetime) -> None:
+async def _check(connection: Connection, project: Project, merge_id: UUID) -> MergeRow:
+    """The merge, if it was undone or can be."""
+    row = await store.get_merge(connection, project.project_id, merge_id)
+    if row is None:
+        raise merge_not_found()
+    if row.undo_time is None:
+        _check_age(row)
+        later = await store.find_later_merge(connection, project.project_id, row.target_profile_id, merge_id)
+        if later is not None:
+            raise failed_precondition(
+                Reason.MERGE_BUILT_ON, "A later merge builds on this one. Undo that one first.", merge_id=str(later)
+            )
+    return row
+
+
+def _check_age(row: MergeRow) -> None:
     erased = row.anonymous_id is None if row.kind == "ASSOCIATION" else row.snapshot is None
-    if erased or not is_undoable(row.create_time, now):
+    if erased or not is_undoable(row.create_time, row.now):
         raise failed_precondition(
             Reason.MERGE_NOT_UNDOABLE, "The merge is older than 30 days, or its person was forgotten."
         )
 
 
 async def _undo_association(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
-    # The person's row orders this with merges and writes of the person.
-    await store.lock_profiles(connection, project.project_id, [row.target_profile_id])
     await store.queries.free_anonymous_id.execute(
         connection, project_id=project.project_id, anonymous_id=row.anonymous_id, merge_id=row.merge_id
     )

@@ -60,7 +60,12 @@ class Boundary(grpc.aio.ServerInterceptor):
     def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope]) -> None:
         self._authenticate = authenticate
         self._scopes = scopes
+        self._stopping = False
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def stop(self) -> None:
+        """Refuses every call from now on, with UNAVAILABLE; those that are being served go on."""
+        self._stopping = True
 
     async def intercept_service(
         self,
@@ -84,6 +89,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: RET503
             started = time.perf_counter()
             try:
+                if self._stopping:
+                    raise _stopping()
                 async with asyncio.timeout(_seconds(context)):
                     set_caller(await self._admit(context, scope))
                     if isinstance(request, _Undecodable):
@@ -137,6 +144,15 @@ class Boundary(grpc.aio.ServerInterceptor):
                 {"required_scope": scope},
             )
         return caller
+
+
+def _stopping() -> OnefoldError:
+    return OnefoldError(
+        Kind.UNAVAILABLE,
+        Reason.SERVER_STOPPING,
+        "The server is being stopped. Send the call again, to another one.",
+        retry_after_seconds=0.1,
+    )
 
 
 def _fitting(answer: Any) -> Any:

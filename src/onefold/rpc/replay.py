@@ -73,10 +73,10 @@ async def write_once(
 
 
 def _profile_ids(message: Message) -> set[UUID]:
-    """The ids of the profiles that an answer tells about: every field profile_id in it, however deep."""
+    """The ids of the profiles that an answer tells about: every field ...profile_id in it, however deep."""
     found = set()
     for field, value in message.ListFields():
-        if field.name == "profile_id":
+        if field.name.endswith("profile_id"):
             found.add(UUID(value))
         elif field.message_type is not None and field.message_type.file.package == "onefold.v1":
             for each in value if field.is_repeated else [value]:

@@ -87,7 +87,7 @@ class DevicesServiceServicer(object):
         afterwards; GetDisable tells how far it is.
 
         Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, DEVICE_NOT_FOUND (nobody, or not this profile, holds the token),
-        IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+        IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class DevicesServiceStub:
     afterwards; GetDisable tells how far it is.
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, DEVICE_NOT_FOUND (nobody, or not this profile, holds the token),
-    IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+    IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     GetDisable: _grpc.UnaryUnaryMultiCallable[_devices_service_pb2.GetDisableRequest, _devices_service_pb2.GetDisableResponse]
     """Tells how far the physical work of a disable is.
@@ -90,7 +90,7 @@ class DevicesServiceAsyncStub(DevicesServiceStub):
     afterwards; GetDisable tells how far it is.
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, DEVICE_NOT_FOUND (nobody, or not this profile, holds the token),
-    IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+    IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     GetDisable: _aio.UnaryUnaryMultiCallable[_devices_service_pb2.GetDisableRequest, _devices_service_pb2.GetDisableResponse]  # type: ignore[assignment]
     """Tells how far the physical work of a disable is.
@@ -139,7 +139,7 @@ class DevicesServiceServicer(metaclass=_abc_1.ABCMeta):
         afterwards; GetDisable tells how far it is.
 
         Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, DEVICE_NOT_FOUND (nobody, or not this profile, holds the token),
-        IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+        IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -94,6 +94,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, with RetryInfo. PostgreSQL cannot be reached or refuses writes."""
     ERROR_REASON_LOCK_TIMEOUT: _ErrorReason.ValueType  # 61
     """UNAVAILABLE, with RetryInfo. Another call held the same person, token or request_id for too long."""
+    ERROR_REASON_SERVER_STOPPING: _ErrorReason.ValueType  # 63
+    """UNAVAILABLE, with RetryInfo. The server is being stopped and takes no new calls; nothing happened."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 62
     """DEADLINE_EXCEEDED. The call's deadline, or the server's own, passed."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 70
@@ -178,6 +180,8 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 60
 """UNAVAILABLE, with RetryInfo. PostgreSQL cannot be reached or refuses writes."""
 ERROR_REASON_LOCK_TIMEOUT: ErrorReason.ValueType  # 61
 """UNAVAILABLE, with RetryInfo. Another call held the same person, token or request_id for too long."""
+ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 63
+"""UNAVAILABLE, with RetryInfo. The server is being stopped and takes no new calls; nothing happened."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 62
 """DEADLINE_EXCEEDED. The call's deadline, or the server's own, passed."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 70

@@ -174,7 +174,7 @@ class TrackResult(_message.Message):
     SKIPPED. UNSPECIFIED for an anonymous event.
     """
     profile_id: _builtins.str
-    """The profile that the event belongs to; empty while it is anonymous."""
+    """The profile that the event belongs to; empty while it is anonymous. For a duplicate: whom it names by now."""
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
         """When the event was accepted, by the database's clock. For a duplicate: when the first one was."""

@@ -40,7 +40,7 @@ class EventsServiceStub:
     if that never happens.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     BatchTrack: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -68,7 +68,7 @@ class EventsServiceAsyncStub(EventsServiceStub):
     if that never happens.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     BatchTrack: _aio.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]  # type: ignore[assignment]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -99,7 +99,7 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         if that never happens.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

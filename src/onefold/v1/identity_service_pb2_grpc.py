@@ -142,7 +142,7 @@ class IdentityServiceServicer(object):
         of two people.
 
         Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id),
-        PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, REQUEST_ID_REUSED.
+        PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, FORGOTTEN, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +193,8 @@ class IdentityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LookupProfiles(self, request, context):
-        """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+        """Lists every profile that has an email or a user_id, oldest first, also where several may share one. A USER_ID
+        project looks people up by user_id only.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
         """

@@ -46,7 +46,7 @@ class IdentityServiceStub:
     of two people.
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id),
-    PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, REQUEST_ID_REUSED.
+    PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     GetProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.GetProfileRequest, _identity_service_pb2.GetProfileResponse]
     """Reads one profile.
@@ -77,7 +77,8 @@ class IdentityServiceStub:
     Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
     """
     LookupProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.LookupProfilesRequest, _identity_service_pb2.LookupProfilesResponse]
-    """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+    """Lists every profile that has an email or a user_id, oldest first, also where several may share one. A USER_ID
+    project looks people up by user_id only.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
     """
@@ -155,7 +156,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     of two people.
 
     Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id),
-    PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, REQUEST_ID_REUSED.
+    PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, FORGOTTEN, REQUEST_ID_REUSED.
     """
     GetProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.GetProfileRequest, _identity_service_pb2.GetProfileResponse]  # type: ignore[assignment]
     """Reads one profile.
@@ -186,7 +187,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     Reasons of an item: as for UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items), REQUEST_ID_REUSED.
     """
     LookupProfiles: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.LookupProfilesRequest, _identity_service_pb2.LookupProfilesResponse]  # type: ignore[assignment]
-    """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+    """Lists every profile that has an email or a user_id, oldest first, also where several may share one. A USER_ID
+    project looks people up by user_id only.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
     """
@@ -267,7 +269,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         of two people.
 
         Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id),
-        PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, REQUEST_ID_REUSED.
+        PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, DATA_FIELDS_LIMIT, FORGOTTEN, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -328,7 +330,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.LookupProfilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.LookupProfilesResponse, _abc.Awaitable[_identity_service_pb2.LookupProfilesResponse]]:
-        """Lists every profile that has an email or a user_id, oldest first, also where several may share one.
+        """Lists every profile that has an email or a user_id, oldest first, also where several may share one. A USER_ID
+        project looks people up by user_id only.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID.
         """

@@ -74,6 +74,9 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         )
     if moved["last_time"] is not None:
         return Position(position.pass_time, position.first_pass_time, moved["last_time"], moved["last_id"])
+    if move["owner_profile_id"] is None and move["owner_subject_id"] is None:
+        # Answers that were stored while the person was being forgotten go with the pass after.
+        await queries.delete_answers.execute(connection, project_id=project_id, profile_id=move["container_profile_id"])
     settle_from = position.first_pass_time + SETTLE_AFTER
     if position.pass_time < settle_from:
         await intents.postpone(connection, lease, settle_from)

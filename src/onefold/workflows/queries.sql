@@ -25,7 +25,7 @@ FOR UPDATE;
 -- rows that are not the person's (received after the grace, or dead before the link) are passed over. Starting after the
 -- last chunk's key spares walking over the dead entries that it left in the index.
 WITH move AS (
-    SELECT container_subject_id, owner_profile_id, window_end_time, alive_after
+    SELECT container_subject_id, owner_profile_id, window_start_time, window_end_time, alive_after
     FROM moves
     WHERE project_id = :project_id AND move_id = :move_id
 ),
@@ -51,6 +51,7 @@ moved AS (
         AND (anonymous_events.event_time, anonymous_events.event_id) <= (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
+        AND anonymous_events.receive_time > (SELECT move.window_start_time FROM move)
         AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
         AND anonymous_events.event_time > (SELECT move.alive_after FROM move)
     RETURNING
@@ -369,6 +370,11 @@ SELECT
     (SELECT last.event_time FROM last) AS last_time,
     (SELECT last.event_id FROM last) AS last_id;
 
+-- name: delete_answers
+-- Stored answers that tell about a person who was forgotten.
+DELETE FROM requests
+WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid];
+
 -- name: count_moved
 -- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer. What goes
 -- back when a merge is undone is not counted.
@@ -466,6 +472,19 @@ WHERE
         )
     )
     AND event_time <= now() - :lifetime::interval;
+
+-- name: purge_disables
+-- Disables that ended more than 30 days ago: nobody asks for them any more, and they hold tokens.
+DELETE FROM token_disables
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT token_disables.ctid FROM token_disables
+            WHERE token_disables.finish_time <= now() - :lifetime::interval
+            LIMIT :count::integer
+        )
+    )
+    AND finish_time <= now() - :lifetime::interval;
 
 -- name: purge_snapshots
 -- Merges older than 30 days cannot be undone any more: what was kept for it goes.

@@ -44,6 +44,7 @@ async def purge(database: Database) -> int:
         (queries.purge_requests, REQUEST_ID_LIFETIME),
         (queries.purge_event_ids, EVENT_ID_LIFETIME),
         (queries.purge_default_partition, ANONYMOUS_LIFETIME),
+        (queries.purge_disables, UNDO_PERIOD),
         (queries.purge_snapshots, UNDO_PERIOD),
         # A month of slack: an undo may want them back.
         (queries.purge_redirects, UNDO_PERIOD),

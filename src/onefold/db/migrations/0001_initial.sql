@@ -169,7 +169,8 @@ CREATE TABLE moves (
     origin_ids uuid [],
     owner_profile_id uuid,
     owner_subject_id uuid,
-    -- Only rows received until then, and only rows that happened after (an anonymous event's 30 days).
+    -- Only rows received after the one and until the other, and only rows that happened after (an anonymous event's 30 days).
+    window_start_time timestamptz NOT NULL DEFAULT '-infinity',
     window_end_time timestamptz NOT NULL DEFAULT 'infinity',
     alive_after timestamptz NOT NULL DEFAULT '-infinity',
     create_time timestamptz NOT NULL DEFAULT now(),
@@ -217,6 +218,8 @@ CREATE TABLE token_disables (
     PRIMARY KEY (project_id, disable_id)
 );
 CREATE INDEX token_disables_open ON token_disables (project_id, token) WHERE finish_time IS NULL;
+
+CREATE INDEX token_disables_ended ON token_disables (finish_time) WHERE finish_time IS NOT NULL;
 
 -- Work that a commit left to the workers. A row lives until its work is done; nothing else remembers it.
 CREATE TABLE intents (
