@@ -24,6 +24,7 @@ OF_NO_PROJECT = {
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",
+    "purge_disables",
     "purge_redirects",
     "new_forget_id",
     "purge_requests",

@@ -29,12 +29,12 @@ async def held(settings: Settings, statement: str, *arguments: object) -> AsyncI
 
 
 async def until_waiting(world: World, count: int) -> None:
-    """Returns when that many of the server's transactions wait for a lock."""
+    """Returns when that many transactions of servers and workers wait for a lock."""
     async with asyncio.timeout(5.0):
         while (
             await world.value(
                 "SELECT count(*) FROM pg_stat_activity"
-                " WHERE wait_event_type = 'Lock' AND application_name = 'onefold server'"
+                " WHERE wait_event_type = 'Lock' AND application_name LIKE 'onefold %'"
             )
             != count
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -104,7 +104,7 @@ async def devices(client: Client, who: Identifiers) -> dict[str, bool]:
     return {device.token: device.endpoint_enabled for device in answer.devices}
 
 
-async def chunks(world: World, project_id: str) -> AsyncIterator[None]:
+async def chunks(world: World, project_id: str) -> AsyncGenerator[None]:
     """Works off what is due now as a worker does, and stops after every chunk."""
     for intent_id in await world.due(project_id):
         lease = await world.take(project_id, intent_id)

@@ -32,7 +32,7 @@ def test_the_targets_value_wins_and_the_source_fills_gaps(source: Fields, target
 
 
 def test_the_ledger_names_every_field_once() -> None:
-    """I18: each field is from the source, won by the target, concatenated, or only the target's; the lists are sorted."""
+    """I18: a field is from the source, won by the target, concatenated, or only the target's; the lists are sorted."""
     merged = merge_profiles(
         {"b": 1, "a": 1, "tags": [1], "only_theirs": [1], "z": 1, "y": 1},
         {"z": 2, "y": 2, "tags": [2], "own": 2},

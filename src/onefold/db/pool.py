@@ -29,6 +29,8 @@ _SHARED_SETTINGS = {
     "jit": "off",
     # Every statement is known and short: planning it once per connection is enough.
     "plan_cache_mode": "force_generic_plan",
+    # And every one has its index: a plan that was made while a table was small must not scan it when it has grown.
+    "enable_seqscan": "off",
     # A lost client must not leave its locks behind.
     "idle_in_transaction_session_timeout": "15s",
 }

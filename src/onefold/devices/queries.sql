@@ -66,6 +66,12 @@ SET
     operation_number = excluded.operation_number,
     update_time = excluded.update_time;
 
+-- name: renew_copy
+-- A registration that changes nothing still is the newest operation.
+UPDATE devices
+SET operation_number = nextval('operation_numbers')
+WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
+
 -- name: disable_copy
 -- Switches one profile's copy off.
 UPDATE devices

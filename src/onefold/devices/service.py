@@ -183,7 +183,10 @@ async def _register(connection: Connection, project: Project, profile_id: UUID, 
         browser = registration.platform is Platform.WEB
         held = await store.count_devices(connection, project.project_id, profile_id, browser=browser)
     copy, outcome = register(stored, registration, held)
-    if outcome is not Outcome.UNCHANGED:
+    if outcome is Outcome.UNCHANGED:
+        # It is an operation all the same, and the newest one decides when profiles are merged.
+        await store.renew_copy(connection, project.project_id, profile_id, registration.token)
+    else:
         await store.put_copy(connection, project.project_id, profile_id, registration.token, copy)
     return outcome
 

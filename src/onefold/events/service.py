@@ -21,6 +21,7 @@ from onefold.events.ingest import Accepted, Result, ingest
 from onefold.events.rules import Arrival, EventKind, is_backfilled
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_outcome
 from onefold.identity.people import find_profile_id
+from onefold.identity.store import subject_id
 from onefold.limits import (
     BATCH_EVENTS,
     EVENT_DATA_BYTES,
@@ -66,7 +67,13 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             return _to_track_response(result)
 
         answer, _ = await write_once(
-            self._database, project.project_id, request, request_id, events_service_pb2.TrackResponse, work
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            events_service_pb2.TrackResponse,
+            work,
+            subjects=_subjects(project, [arrival]),
         )
         return answer
 
@@ -95,7 +102,13 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             return answer
 
         answer, _ = await write_once(
-            self._database, project.project_id, request, request_id, events_service_pb2.BatchTrackResponse, work
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            events_service_pb2.BatchTrackResponse,
+            work,
+            subjects=_subjects(project, arrivals),
         )
         return answer
 
@@ -132,6 +145,10 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         # Who it is and what they did are of one moment: no merge can come between the two.
         profile_id, rows = await self._database.read(list_page, snapshot=True)
         return _to_page(request, profile_id, rows, count, as_json=as_json)
+
+
+def _subjects(project: Project, arrivals: Sequence[Arrival]) -> set[UUID]:
+    return {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
 
 
 def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:

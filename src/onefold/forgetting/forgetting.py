@@ -97,7 +97,7 @@ async def erase(connection: Connection, project: Project, profile_id: UUID) -> l
     rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
     tokens = list({row["token"] for row in rows})
     await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
-    await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=[*everything, *subjects])
     # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
@@ -129,7 +129,7 @@ def _hashes(project: Project, keys: list[tuple[IdentifierKind, str]]) -> dict[by
 
 
 async def _hold(connection: Connection, project: Project, keys: list[tuple[IdentifierKind, str]]) -> None:
-    await identity.release_expired_redirects(connection, project, keys)
+    await identity.release_redirects(connection, project, [(kind, value, None) for kind, value in keys])
     held = await queries.hold_identifiers.execute(
         connection,
         project_id=project.project_id,

@@ -102,7 +102,7 @@ WHERE project_id = :project_id AND profile_ids && :profile_ids::uuid [];
 -- name: disown_moves
 -- What was on its way to the person is erased instead.
 UPDATE moves
-SET owner_profile_id = NULL, merge_id = NULL
+SET owner_profile_id = NULL, merge_id = NULL, counted_merge_ids = '{}'
 WHERE project_id = :project_id AND owner_profile_id = :profile_id;
 
 -- name: add_erasures

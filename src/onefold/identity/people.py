@@ -88,10 +88,7 @@ async def rename(connection: Connection, project: Project, named: Named, kind: I
             raise profile_not_found()
         outcome = Outcome.CREATED
         person = directory.create(named, SignupSource.PROFILE_UPDATE)
-    left_to_them = (kind, value) in directory.redirects
     renamed = directory.rename(person, kind, value)
-    if left_to_them and renamed is Outcome.UPDATED and person.profile_id is not None:
-        await store.release_redirect(connection, project, kind, value, person.profile_id)
     await store.write_people(connection, project, directory)
     by_user_id_alone = project.identifier_type is IdentifierType.EMAIL and named.email is None
     return Written.of(

@@ -225,24 +225,16 @@ UPDATE profiles
 SET data_fields = :data_fields::json, profile_update_time = now(), update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
--- name: release_expired_redirects
--- Frees identifiers that a merge left and whose time is over.
+-- name: release_redirects
+-- Frees identifiers that a merge left: those whose time is over, and those left to the very profile that claims them.
 DELETE FROM identifiers
-USING unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
+USING unnest(:kinds::smallint [], :values::text [], :profile_ids::uuid []) AS wanted (kind, value, profile_id)
 WHERE
     identifiers.project_id = :project_id
     AND identifiers.kind = wanted.kind
     AND identifiers.value = wanted.value
-    AND identifiers.redirect_end_time <= now();
-
--- name: release_redirect
-DELETE FROM identifiers
-WHERE
-    project_id = :project_id
-    AND kind = :kind
-    AND value = :value
-    AND profile_id = :profile_id
-    AND redirect_end_time IS NOT NULL;
+    AND identifiers.redirect_end_time IS NOT NULL
+    AND (identifiers.redirect_end_time <= now() OR identifiers.profile_id = wanted.profile_id);
 
 -- name: claim_link
 -- Links an anonymous_id to a person and opens its entry in the ledger; no row if it is linked already. A second Identify
@@ -278,6 +270,7 @@ move AS (
         project_id,
         move_id,
         merge_id,
+        counted_merge_ids,
         container_subject_id,
         owner_profile_id,
         window_start_time,
@@ -289,6 +282,7 @@ move AS (
         :project_id,
         link.merge_id,
         link.merge_id,
+        ARRAY[link.merge_id],
         :subject_id,
         link.profile_id,
         -- What is being erased, because a person who had the id was forgotten, is not the new person's.
@@ -316,7 +310,8 @@ given_back AS (
         owner_profile_id = link.profile_id,
         owner_subject_id = NULL,
         alive_after = link.link_time - :lifetime::interval,
-        merge_id = link.merge_id
+        merge_id = link.merge_id,
+        counted_merge_ids = ARRAY[link.merge_id]
     FROM link
     WHERE moves.project_id = :project_id AND moves.owner_subject_id = :subject_id
 )

@@ -370,8 +370,8 @@ class Directory:
         if value is None or value == old:
             return False
         holder = self.holders.get((kind, value))
-        if (kind, value) in self.redirects and (holder is person or is_exclusive(self.project_type, kind)):
-            # A merge left it to this person, who is found by it and keeps their own, or to another, and it is taken.
+        if (kind, value) in self.redirects and holder is person:
+            # A merge left it to this person, who is found by it and keeps their own.
             return False
         if kind is IdentifierKind.EMAIL:
             person.email = value

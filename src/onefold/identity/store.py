@@ -296,24 +296,15 @@ async def lookup_profiles(
     return [to_profile_row(row) for row in rows]
 
 
-async def release_expired_redirects(
-    connection: Connection, project: Project, keys: Sequence[tuple[IdentifierKind, str]]
+async def release_redirects(
+    connection: Connection, project: Project, keys: Sequence[tuple[IdentifierKind, str, UUID | None]]
 ) -> int:
-    """Frees identifiers that a merge left to somebody and whose time is over; returns how many."""
-    return await queries.release_expired_redirects.execute(
-        connection,
-        kinds=[kind for kind, _ in keys],
-        values=[value for _, value in keys],
-        project_id=project.project_id,
-    )
-
-
-async def release_redirect(
-    connection: Connection, project: Project, kind: IdentifierKind, value: str, profile_id: UUID
-) -> None:
-    """Frees an identifier that a merge left to a profile, so that the profile can claim it as its own."""
-    await queries.release_redirect.execute(
-        connection, project_id=project.project_id, kind=kind, value=value, profile_id=profile_id
+    """Frees identifiers (kind, value, who wants it) that a merge left to somebody and whose time is over, or that it
+    left to the one who wants it; returns how many.
+    """
+    kinds, values, profile_ids = map(list, zip(*keys, strict=True))
+    return await queries.release_redirects.execute(
+        connection, kinds=kinds, values=values, profile_ids=profile_ids, project_id=project.project_id
     )
 
 
@@ -407,7 +398,7 @@ async def claim_identifiers(
     claimed = await claim()
     if claimed != len(new):
         # One that a merge left to somebody, and whose time is over, is free.
-        if await release_expired_redirects(connection, project, [(kind, value) for kind, value, *_ in new]):
+        if await release_redirects(connection, project, [key[:3] for key in new]):
             claimed += await claim()
         if claimed != len(new):
             # Somebody committed one of them first; from the start again, the look-up finds theirs.

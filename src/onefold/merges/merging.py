@@ -104,15 +104,15 @@ async def plan(connection: Connection, project: Project, wanted: Wanted, *, lock
         return Plan(Outcome.CONVERTED, source, None, survivor, merged, found.now)
     target = profiles[target_person.profile_id]
     merged = merge_profiles(orjson.loads(source.data_fields), orjson.loads(target.data_fields), wanted.array_merges)
-    text = orjson.dumps(merged.fields).decode()
-    if len(text) > DATA_FIELDS_BYTES:
+    encoded = orjson.dumps(merged.fields)
+    if len(encoded) > DATA_FIELDS_BYTES:
         raise exhausted(
             Reason.DATA_FIELDS_LIMIT,
             f"The merged profile's data fields would exceed {DATA_FIELDS_BYTES} bytes.",
             limit_bytes=str(DATA_FIELDS_BYTES),
         )
     email, user_id = _filled(source, target)
-    survivor = replace(target, email=email, user_id=user_id, data_fields=text)
+    survivor = replace(target, email=email, user_id=user_id, data_fields=encoded.decode())
     return Plan(Outcome.MERGED, source, target, survivor, merged, found.now)
 
 
@@ -152,13 +152,7 @@ async def _merge(connection: Connection, project: Project, planned: Plan, key_id
         device_count=len(tokens),
         overlapping=[asdict(device) for device in overlapping],
     )
-    await store.queries.add_merge_move.execute(
-        connection,
-        project_id=project_id,
-        merge_id=merge_id,
-        source_id=source.profile_id,
-        target_id=target.profile_id,
-    )
+    await store.add_move(connection, project_id, source.profile_id, target.profile_id, merge_id)
     intent = Intent(project_id, merge_id, IntentKind.MOVE)
     await intents.add(connection, intent)
     return Merged(planned.outcome, survivor, merge_id, intent)

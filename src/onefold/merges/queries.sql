@@ -33,6 +33,7 @@ SELECT
     target.data_fields::text AS data_fields,
     target.endpoint_enabled,
     target.operation_number,
+    greatest(target.operation_number, source.operation_number) AS merged_operation_number,
     target.create_time,
     target.update_time
 FROM devices AS target
@@ -87,16 +88,24 @@ SET
 WHERE excluded.operation_number > devices.operation_number;
 
 -- name: drop_shared_identifiers
--- Identifiers that both profiles hold (where several may): the target's row is enough.
-DELETE FROM identifiers AS source
-USING identifiers AS target
+-- Identifiers that lead to both profiles (where several may share one): one row is enough. The target's own stays; one that
+-- an earlier merge left to the target, perhaps for minutes only, makes room for the source's.
+DELETE FROM identifiers AS spare
+USING identifiers AS other
 WHERE
-    source.project_id = :project_id
-    AND source.profile_id = :source_id
-    AND target.project_id = :project_id
-    AND target.kind = source.kind
-    AND target.value = source.value
-    AND target.profile_id = :target_id;
+    spare.project_id = :project_id
+    AND other.project_id = :project_id
+    AND other.kind = spare.kind
+    AND other.value = spare.value
+    AND CASE
+        WHEN spare.profile_id = :source_id
+            THEN other.profile_id = :target_id AND other.redirect_end_time IS NULL
+        ELSE
+            spare.profile_id = :target_id
+            AND spare.redirect_end_time IS NOT NULL
+            AND other.profile_id = :source_id
+    END
+    AND spare.profile_id IN (:source_id, :target_id);
 
 -- name: hand_over_identifiers
 -- From here on the source's identifiers lead to the target: its anonymous ids for good, its email and user_id until a
@@ -233,13 +242,14 @@ RETURNING merge_id;
 
 -- name: add_merge_move
 -- From here on the source's events are the target's.
-INSERT INTO moves (project_id, move_id, merge_id, container_profile_id, owner_profile_id)
-VALUES (:project_id, :merge_id, :merge_id, :source_id, :target_id);
+INSERT INTO moves (project_id, move_id, merge_id, counted_merge_ids, container_profile_id, owner_profile_id)
+VALUES (:project_id, :merge_id, :merge_id, ARRAY[:merge_id::uuid], :source_id, :target_id);
 
 -- name: hand_over_moves
--- And so is what was on its way to the source.
+-- And so is what was on its way to the source, also where it already lies with the target (a merge that was undone and
+-- made again): a worker finds nothing to move there, and only counts.
 UPDATE moves
-SET owner_profile_id = :target_id
+SET owner_profile_id = :target_id, counted_merge_ids = counted_merge_ids || :merge_id::uuid
 WHERE project_id = :project_id AND owner_profile_id = :source_id;
 
 -- name: get_merge
@@ -310,19 +320,39 @@ WHERE
 ORDER BY merge_id DESC
 LIMIT 1;
 
+-- name: later_merges_into
+-- Merges into the same target after one, whose snapshots hold what that one made of the target's fields.
+SELECT merge_id, snapshot::text AS snapshot
+FROM merges
+WHERE
+    project_id = :project_id
+    AND target_profile_id = :target_id
+    AND merge_id > :merge_id
+    AND kind = 'PROFILE'
+    AND undo_time IS NULL
+    AND snapshot IS NOT NULL;
+
+-- name: rewrite_snapshot
+UPDATE merges
+SET snapshot = :snapshot::json
+WHERE project_id = :project_id AND merge_id = :merge_id;
+
 -- name: mark_undone
 UPDATE merges
 SET undo_time = now(), settle_time = coalesce(settle_time, now())
 WHERE project_id = :project_id AND merge_id = :merge_id;
 
 -- name: take_back_redirects
--- The source's own names, as the merge left them, go; it claims them anew.
+-- The source's own names, as the merge left them, go; it claims them anew. Names that the source had been left itself
+-- stay and are handed back.
 DELETE FROM identifiers
+USING unnest(:kinds::smallint [], :values::text []) AS own (kind, value)
 WHERE
-    project_id = :project_id
-    AND profile_id = :target_id
-    AND origin_id = :source_id
-    AND redirect_end_time IS NOT NULL;
+    identifiers.project_id = :project_id
+    AND identifiers.profile_id = :target_id
+    AND identifiers.kind = own.kind
+    AND identifiers.value = own.value
+    AND identifiers.redirect_end_time IS NOT NULL;
 
 -- name: release_identifier
 DELETE FROM identifiers
@@ -347,7 +377,7 @@ WHERE project_id = :project_id AND intent_id = :intent_id;
 -- name: hand_back_moves
 -- What was on its way to the target because the source had it by merges before is the source's again.
 UPDATE moves
-SET owner_profile_id = :source_id
+SET owner_profile_id = :source_id, counted_merge_ids = array_remove(moves.counted_merge_ids, :merge_id::uuid)
 FROM merges
 WHERE
     moves.project_id = :project_id
@@ -365,6 +395,7 @@ WITH given_back AS (
         moves.move_id,
         moves.merge_id,
         moves.container_profile_id,
+        moves.counted_merge_ids,
         ARRAY(SELECT unnest(moves.origin_ids) INTERSECT SELECT unnest(:origin_ids::uuid [])) AS theirs,
         ARRAY(SELECT unnest(moves.origin_ids) EXCEPT SELECT unnest(:origin_ids::uuid [])) AS others
     FROM moves
@@ -382,17 +413,27 @@ reduced AS (
 )
 
 INSERT INTO moves (
-    project_id, move_id, merge_id, container_profile_id, origin_ids, owner_profile_id, owner_subject_id
+    project_id,
+    move_id,
+    merge_id,
+    counted_merge_ids,
+    container_profile_id,
+    origin_ids,
+    owner_profile_id,
+    owner_subject_id
 )
 SELECT
     :project_id,
     uuidv7(),
     given_back.merge_id,
+    array_remove(given_back.counted_merge_ids, :merge_id::uuid),
     given_back.container_profile_id,
     given_back.theirs,
     :owner_profile_id,
     :owner_subject_id
 FROM given_back
+-- What lies with the target itself is the next entry's, which takes all that came from the source there.
+WHERE given_back.container_profile_id <> :target_id
 RETURNING move_id;
 
 -- name: add_undo_move
@@ -438,6 +479,21 @@ WHERE
     AND target.operation_number <= source.operation_number
     AND NOT target.token = ANY(:overlapping::text []);
 
+-- name: return_overlapping
+-- The same for a token that both had: only what happened since the merge counts.
+UPDATE devices AS source
+SET endpoint_enabled = false, operation_number = target.operation_number
+FROM devices AS target
+WHERE
+    source.project_id = :project_id
+    AND source.profile_id = :source_id
+    AND source.token = :token
+    AND target.project_id = :project_id
+    AND target.profile_id = :target_id
+    AND target.token = :token
+    AND target.operation_number > :merged_operation_number
+    AND NOT target.endpoint_enabled;
+
 -- name: restore_device
 -- Undoing: a copy that the target had before is as it was, unless it was registered or disabled since.
 UPDATE devices
@@ -452,14 +508,7 @@ WHERE
     project_id = :project_id
     AND profile_id = :target_id
     AND token = :token
-    AND operation_number <= greatest(
-        :operation_number,
-        (
-            SELECT max(source.operation_number)
-            FROM devices AS source
-            WHERE source.project_id = :project_id AND source.profile_id = :source_id AND source.token = :token
-        )
-    );
+    AND operation_number <= :merged_operation_number;
 
 -- name: count_devices
 SELECT count(*)

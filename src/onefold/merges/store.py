@@ -53,6 +53,8 @@ class Device:
     data_fields: str
     endpoint_enabled: bool
     operation_number: int
+    # The newest operation on either copy when they were merged: what came after it happened since.
+    merged_operation_number: int
     update_time: datetime
 
 
@@ -85,6 +87,7 @@ async def overlapping_devices(
             row["data_fields"],
             row["endpoint_enabled"],
             row["operation_number"],
+            row["merged_operation_number"],
             row["update_time"],
         )
         for row in rows
@@ -125,8 +128,17 @@ async def hand_over(
         redirect_end_time=redirect_end_time,
         project_id=project_id,
     )
-    await queries.hand_over_moves.execute(connection, target_id=target_id, project_id=project_id, source_id=source_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=source_id)
+
+
+async def add_move(connection: Connection, project_id: str, source_id: UUID, target_id: UUID, merge_id: UUID) -> None:
+    """Makes the source's events the target's, and what was on its way to the source."""
+    await queries.hand_over_moves.execute(
+        connection, target_id=target_id, merge_id=merge_id, project_id=project_id, source_id=source_id
+    )
+    await queries.add_merge_move.execute(
+        connection, project_id=project_id, merge_id=merge_id, source_id=source_id, target_id=target_id
+    )
 
 
 async def write_profile(

@@ -11,9 +11,8 @@ from uuid import UUID
 import orjson
 
 from onefold.callers import Project
-from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection
-from onefold.errors import Kind, OnefoldError, Reason, failed_precondition, not_found
+from onefold.errors import OnefoldError, Reason, failed_precondition, not_found
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, is_exclusive
 from onefold.intents import store as intents
@@ -107,9 +106,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     target = (await store.lock_profiles(connection, project_id, [target_id]))[target_id]
     source, before, after = snapshot["source"], snapshot["before"], snapshot["after"]
 
-    await store.queries.take_back_redirects.execute(
-        connection, project_id=project_id, target_id=target_id, source_id=source_id
-    )
+    await _take_back_redirects(connection, project_id, target_id, source)
     email = undo_identifier(before["email"], after["email"], target.email)
     user_id = undo_identifier(before["user_id"], after["user_id"], target.user_id)
     for kind, value, kept in (
@@ -135,6 +132,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     await store.queries.restore_profile.execute(
         connection, project_id=project_id, snapshot=orjson.dumps(source).decode()
     )
+    await _rebase_later(connection, project_id, row, before["data_fields"], after["data_fields"])
     await store.queries.hand_back_identifiers.execute(
         connection,
         source_id=source_id,
@@ -146,15 +144,31 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     return await _give_back(connection, project, row, owner_profile_id=source_id)
 
 
+async def _rebase_later(
+    connection: Connection, project_id: str, row: MergeRow, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """Takes what this merge brought out of what later merges into the target would restore when they are undone."""
+    later = await store.queries.later_merges_into.fetch(
+        connection, project_id=project_id, target_id=row.target_profile_id, merge_id=row.merge_id
+    )
+    for each in later:
+        snapshot = orjson.loads(each["snapshot"])
+        snapshot["before"]["data_fields"] = undo_fields(before, after, snapshot["before"]["data_fields"])
+        await store.queries.rewrite_snapshot.execute(
+            connection,
+            snapshot=orjson.dumps(snapshot).decode(),
+            project_id=project_id,
+            merge_id=each["merge_id"],
+        )
+
+
 async def _undo_conversion(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
     assert row.snapshot is not None  # checked by the caller
     project_id, profile_id = project.project_id, row.target_profile_id
     snapshot = orjson.loads(row.snapshot)
     before, after = snapshot["before"], snapshot["after"]
     profile = (await store.lock_profiles(connection, project_id, [profile_id]))[profile_id]
-    await store.queries.take_back_redirects.execute(
-        connection, project_id=project_id, target_id=profile_id, source_id=profile_id
-    )
+    await _take_back_redirects(connection, project_id, profile_id, before)
     email = undo_identifier(before["email"], after["email"], profile.email)
     user_id = undo_identifier(before["user_id"], after["user_id"], profile.user_id)
     claimed: dict[str, Any] = {}
@@ -177,29 +191,53 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
         email,
         user_id,
         profile.data_fields,
-        is_unknown=before["is_unknown"],
+        # Whoever got a name of their own since is known.
+        is_unknown=before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"]),
     )
     return []
 
 
 async def _claim_source(connection: Connection, project: Project, source_id: UUID, source: dict[str, Any]) -> None:
-    """Gives the source its own names back."""
-    new = [
-        (kind, source[name], source_id, is_exclusive(project.identifier_type, kind))
-        for kind, name in ((IdentifierKind.EMAIL, "email"), (IdentifierKind.USER_ID, "user_id"))
-        if source.get(name) is not None
-    ]
-    if not new:
+    """Gives the source its own names back. SOURCE_IDENTIFIER_TAKEN if somebody has one by now, or it was forgotten."""
+    names = _names(source)
+    if not names:
         return
-    try:
-        await identity.claim_identifiers(connection, project, [*new])
-    except LostRaceError:
-        raise OnefoldError(
-            Kind.FAILED_PRECONDITION,
+    directory = (await identity.find(connection, project, names)).directory
+    taken = [
+        kind
+        for kind, value in names
+        if is_exclusive(project.identifier_type, kind)
+        and ((kind, value) in directory.holders or (kind, value) in directory.forgotten)
+    ]
+    if taken:
+        raise failed_precondition(
             Reason.SOURCE_IDENTIFIER_TAKEN,
             "An identifier of the source belongs to another profile by now, or was forgotten.",
-            {"kind": ",".join(kind.name.lower() for kind, *_ in new)},
-        ) from None
+            kind=",".join(kind.name.lower() for kind in taken),
+        )
+    await identity.claim_identifiers(
+        connection,
+        project,
+        [(kind, value, source_id, is_exclusive(project.identifier_type, kind)) for kind, value in names],
+    )
+
+
+async def _take_back_redirects(
+    connection: Connection, project_id: str, target_id: UUID, source: dict[str, Any]
+) -> None:
+    names = _names(source)
+    await store.queries.take_back_redirects.execute(
+        connection,
+        kinds=[kind for kind, _ in names],
+        values=[value for _, value in names],
+        project_id=project_id,
+        target_id=target_id,
+    )
+
+
+def _names(source: dict[str, Any]) -> list[tuple[IdentifierKind, str]]:
+    names = ((IdentifierKind.EMAIL, source.get("email")), (IdentifierKind.USER_ID, source.get("user_id")))
+    return [(kind, value) for kind, value in names if value is not None]
 
 
 async def _return_devices(
@@ -219,7 +257,12 @@ async def _return_devices(
             operation_number=device["operation_number"],
             update_time=datetime.fromisoformat(device["update_time"]),
             token=device["token"],
-            **both,
+            merged_operation_number=device["merged_operation_number"],
+            project_id=project_id,
+            target_id=target_id,
+        )
+        await store.queries.return_overlapping.execute(
+            connection, token=device["token"], merged_operation_number=device["merged_operation_number"], **both
         )
 
 
@@ -242,11 +285,17 @@ async def _give_back(
             source_id=owner_profile_id,
             project_id=project_id,
             target_id=target_id,
+            merge_id=row.merge_id,
             origin_ids=row.origin_ids,
         )
     owner = {"owner_profile_id": owner_profile_id, "owner_subject_id": owner_subject_id}
     split = await store.queries.split_given_back.fetch(
-        connection, project_id=project_id, target_id=target_id, origin_ids=row.origin_ids, **owner
+        connection,
+        project_id=project_id,
+        target_id=target_id,
+        merge_id=row.merge_id,
+        origin_ids=row.origin_ids,
+        **owner,
     )
     added = await store.queries.add_undo_move.fetch(
         connection,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 from uuid import UUID
 
@@ -28,11 +28,14 @@ async def write_once(
     request_id: str,
     answer_type: type[R],
     work: Callable[[Connection], Awaitable[R]],
+    *,
+    subjects: Collection[UUID] = (),
 ) -> tuple[R, bool]:
     """Runs `work` in a transaction, or answers what it answered before; returns the answer and whether it is stored.
 
     The answer is stored in the same transaction as the effect, so that either both are there or neither. A call that
-    fails stores nothing: sent again, it is tried again. Raises FAILED_PRECONDITION / REQUEST_ID_REUSED when the id
+    fails stores nothing: sent again, it is tried again. `subjects` are the visitors whom the answer tells about beside
+    its profiles: it goes when one of them is forgotten. Raises FAILED_PRECONDITION / REQUEST_ID_REUSED when the id
     stands for another request.
     """
     if not request_id:
@@ -58,7 +61,7 @@ async def write_once(
             request_id=request_id,
             body_hash=body_hash,
             answer=answer.SerializeToString(),
-            profile_ids=sorted(_profile_ids(answer)),
+            profile_ids=sorted(_profile_ids(answer).union(subjects)),
             lifetime=REQUEST_ID_LIFETIME,
         )
         if stored_now is None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+import asyncpg
+
 from onefold.clock import EARLIEST
 from onefold.db.pool import TRANSACTION_TIMEOUT_SECONDS
 from onefold.db.queries import Connection, Queries, Query, Record
@@ -52,45 +54,69 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         # Undone: what was not moved need not be.
         await intents.finish(connection, lease)
         return None
-    moved = await _chunk_query(move).fetchrow(
-        connection,
-        project_id=project_id,
-        move_id=move_id,
-        after_time=position.after_time,
-        after_id=position.after_id,
-        count=CHUNK_EVENTS,
-        **({"lifetime": ANONYMOUS_LIFETIME} if move["owner_subject_id"] else {}),
-    )
+    settle_from = position.first_pass_time + SETTLE_AFTER
+    is_last_pass = position.pass_time >= settle_from
+    query = _chunk_query(move)
+    arguments: dict[str, object] = {
+        "project_id": project_id,
+        "move_id": move_id,
+        "after_time": position.after_time,
+        "after_id": position.after_id,
+        "count": CHUNK_EVENTS,
+    }
+    if query is queries.profile_to_subject:
+        arguments["lifetime"] = ANONYMOUS_LIFETIME
+    if query is queries.count_in_place:
+        arguments["is_last_pass"] = is_last_pass
+    moved = await _move(connection, query, arguments)
     assert moved is not None  # a SELECT without FROM returns one row
     if moved["event_count"]:
         await intents.note_progress(connection, lease)
-    if moved["event_count"] and move["merge_id"] is not None:
+    if moved["event_count"] and move["counted_merge_ids"]:
         await queries.count_moved.execute(
             connection,
             event_count=moved["event_count"],
             oldest_event_time=moved["oldest_event_time"],
             project_id=project_id,
-            merge_id=move["merge_id"],
+            merge_ids=move["counted_merge_ids"],
         )
     if moved["last_time"] is not None:
         return Position(position.pass_time, position.first_pass_time, moved["last_time"], moved["last_id"])
     if move["owner_profile_id"] is None and move["owner_subject_id"] is None:
         # Answers that were stored while the person was being forgotten go with the pass after.
-        await queries.delete_answers.execute(connection, project_id=project_id, profile_id=move["container_profile_id"])
-    settle_from = position.first_pass_time + SETTLE_AFTER
-    if position.pass_time < settle_from:
+        await queries.delete_answers.execute(
+            connection, project_id=project_id, profile_id=move["container_profile_id"] or move["container_subject_id"]
+        )
+    if not is_last_pass:
         await intents.postpone(connection, lease, settle_from)
         return None
     await queries.finish_move.execute(connection, project_id=project_id, move_id=move_id)
-    if move["merge_id"] is not None:
-        await queries.settle_merge.execute(connection, project_id=project_id, merge_id=move["merge_id"])
+    if move["counted_merge_ids"]:
+        await queries.settle_merges.execute(connection, project_id=project_id, merge_ids=move["counted_merge_ids"])
     await intents.finish(connection, lease)
     return None
+
+
+async def _move(connection: Connection, query: Query, arguments: dict[str, object]) -> Record | None:
+    await connection.execute("SAVEPOINT before_move")
+    try:
+        return await query.fetchrow(connection, **arguments)
+    except asyncpg.UniqueViolationError:
+        await connection.execute("ROLLBACK TO SAVEPOINT before_move")
+        drop = (
+            queries.drop_told_again_to_subject
+            if query is queries.subject_to_profile
+            else queries.drop_told_again_to_profile
+        )
+        await drop.execute(connection, project_id=arguments["project_id"], move_id=arguments["move_id"])
+        return await query.fetchrow(connection, **arguments)
 
 
 def _chunk_query(move: Record) -> Query:
     """The statement that moves a chunk, by where the rows lie and who owns them. Without an owner they are erased."""
     from_profile = move["container_profile_id"] is not None
+    if from_profile and move["container_profile_id"] == move["owner_profile_id"]:
+        return queries.count_in_place
     if move["owner_subject_id"] is not None:
         return queries.profile_to_subject
     if move["owner_profile_id"] is not None:

@@ -164,6 +164,8 @@ CREATE TABLE moves (
     project_id text COLLATE "C" NOT NULL,
     move_id uuid NOT NULL,
     merge_id uuid,
+    -- The merges that what is moved counts for: the one that made the entry, and those that handed it over.
+    counted_merge_ids uuid [] NOT NULL DEFAULT '{}',
     container_profile_id uuid,
     container_subject_id uuid,
     origin_ids uuid [],
