@@ -15,7 +15,7 @@ from .stage import PROJECT, eventually
 
 _CALLS: Final = 150
 _WARM_UP_CALLS: Final = 10
-_PAIRS: Final = 5
+_PAIRS: Final = 4
 _FAN_OUT_SECONDS: Final = 60.0
 
 _BY_HAND = """

@@ -14,7 +14,7 @@ from .identify import identify_request
 from .seed import crowd, visitor
 from .stage import PROJECT, eventually
 
-_PAIRS: Final = 5
+_PAIRS: Final = 4
 _EVENTS: Final = 300_000
 _MOVE_SECONDS: Final = 120.0
 

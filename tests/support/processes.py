@@ -22,14 +22,14 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(SOURCE), **changes}
 
 
-def run(*arguments: str, timeout: float = 60.0, **changes: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself: its exit status, stdout and stderr."""
     return subprocess.run(
         [sys.executable, "-m", "onefold", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
+        timeout=60,
         env=environment(**changes),
     )
 
