@@ -149,24 +149,36 @@ def _arq_worker(settings: Settings, database: Database) -> Worker:
 
 async def _sweep_forever(settings: Settings, database: Database) -> None:
     redis: ArqRedis | None = None
-    while True:
-        try:
-            due = await database.read(lambda connection: intents.due(connection, _SWEEP_INTENTS))
-        except OnefoldError as error:
-            _log.warning("sweep could not look", reason=str(error.reason))
-            due = []
-        try:
-            if due and redis is None:
-                redis = await asyncio.wait_for(
-                    create_pool(redis_settings(settings.redis_url), job_serializer=serialize_job), 2.0
-                )
-            for intent in due:
-                if redis is not None:
-                    await asyncio.wait_for(ring_once(redis, intent), 1.0)
-        except (RedisError, OSError, TimeoutError):
-            redis = None
-            await _work_without_redis(settings, database, due)
-        await asyncio.sleep(settings.sweep_seconds)
+    try:
+        while True:
+            redis = await _sweep(settings, database, redis)
+            await asyncio.sleep(settings.sweep_seconds)
+    finally:
+        if redis is not None:
+            await redis.aclose()
+
+
+async def _sweep(settings: Settings, database: Database, redis: ArqRedis | None) -> ArqRedis | None:
+    """Looks once for intents that nobody works on, and rings for them; returns the connection to go on with."""
+    try:
+        due = await database.read(lambda connection: intents.due(connection, _SWEEP_INTENTS))
+    except OnefoldError as error:
+        _log.warning("sweep could not look", reason=str(error.reason))
+        due = []
+    try:
+        if due and redis is None:
+            redis = await asyncio.wait_for(
+                create_pool(redis_settings(settings.redis_url), job_serializer=serialize_job), 2.0
+            )
+        for intent in due:
+            if redis is not None:
+                await asyncio.wait_for(ring_once(redis, intent), 1.0)
+    except (RedisError, OSError, TimeoutError):
+        if redis is not None:
+            await redis.aclose()
+        await _work_without_redis(settings, database, due)
+        return None
+    return redis
 
 
 async def _work_without_redis(settings: Settings, database: Database, due: list[Intent]) -> None:
@@ -176,7 +188,10 @@ async def _work_without_redis(settings: Settings, database: Database, due: list[
         async with places:
             await run_intent(database, intent.project_id, intent.intent_id)
 
-    await asyncio.gather(*(one(intent) for intent in due))
+    # A group waits for all of them also when it is cancelled, so each can give its lease back.
+    async with asyncio.TaskGroup() as group:
+        for intent in due:
+            group.create_task(one(intent))
 
 
 async def _retain_forever(settings: Settings, database: Database) -> None:

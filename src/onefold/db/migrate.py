@@ -101,5 +101,9 @@ async def _connect(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
         return await asyncpg.connect(database_url, timeout=5.0, server_settings={"timezone": "UTC"})
     except (*LOST_CONNECTION, TimeoutError):
         raise unavailable() from None
+    except asyncpg.InvalidCatalogNameError:
+        raise OnefoldError(
+            unavailable().kind, Reason.DATABASE_UNAVAILABLE, "The database named in the URL does not exist."
+        ) from None
     except asyncpg.PostgresError as error:
         raise OnefoldError(unavailable().kind, Reason.DATABASE_UNAVAILABLE, type(error).__name__) from None
