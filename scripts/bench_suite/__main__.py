@@ -19,12 +19,13 @@ from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
+from .merging import batch_update, flatness
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
 from .starting import starting
 
 # A run that takes longer is given up: what was measured until then is shown.
-_RUN_SECONDS: Final = 355.0
+_RUN_SECONDS: Final = 540.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ MEASUREMENTS: Final = (
     ),
     Measurement({"disable_flatness": Target("ratio", "at most", 1.5)}, on_stage=disable_flatness),
     Measurement({"fanout_ratio": Target("ratio", "at least", 0.75)}, on_stage=fanout_ratio),
+    Measurement(
+        {"merge_flatness": Target("ratio", "at most", 1.5), "undo_flatness": Target("ratio", "at most", 1.5)},
+        on_stage=flatness,
+    ),
+    Measurement({"batch_update_ratio": Target("ratio", "at least", 0.4)}, on_stage=batch_update),
 )
 TARGETS: Final = {name: target for measurement in MEASUREMENTS for name, target in measurement.targets.items()}
 

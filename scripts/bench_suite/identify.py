@@ -62,7 +62,7 @@ async def identify_flatness(stage: Stage) -> list[Figure]:
 
 async def _free(stage: Stage) -> None:
     """Makes linked visitors nobody's again."""
-    for table, condition in (("identifiers", "kind = 3"), ("merges", "true"), ("intents", "true")):
+    for table, condition in (("identifiers", "kind = 3"), ("merges", "true"), ("moves", "true"), ("intents", "true")):
         await stage.database.execute(f"DELETE FROM {table} WHERE project_id = $1 AND {condition}", PROJECT)
 
 

@@ -8,6 +8,7 @@ moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC
@@ -175,7 +176,8 @@ async def _sweep(settings: Settings, database: Database, redis: ArqRedis | None)
                 await asyncio.wait_for(ring_once(redis, intent), 1.0)
     except (RedisError, OSError, TimeoutError):
         if redis is not None:
-            await redis.aclose()
+            with contextlib.suppress(RedisError, OSError):
+                await redis.aclose()
         await _work_without_redis(settings, database, due)
         return None
     return redis
