@@ -231,8 +231,8 @@ async def test_flushall_while_intents_are_open(stack: Stack, client: Client) -> 
 async def test_a_lost_bell(stack: Stack, client: Client) -> None:
     """F7, F1: bells that were lost while no worker ran are rung again by the sweep of the next one."""
     await call_all(client, ["a", "b"])
+    # A bell that the server is ringing just now may still come; without the others the work must be done all the same.
     await stack.flush()
-    assert await stack.bells() == 0
     async with working(stack.settings):
         await finished(stack, client, ["a", "b"])
 
