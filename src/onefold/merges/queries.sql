@@ -97,15 +97,13 @@ WHERE
     AND other.project_id = :project_id
     AND other.kind = spare.kind
     AND other.value = spare.value
+    AND spare.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
+    AND other.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
+    AND other.profile_id <> spare.profile_id
     AND CASE
-        WHEN spare.profile_id = :source_id
-            THEN other.profile_id = :target_id AND other.redirect_end_time IS NULL
-        ELSE
-            spare.profile_id = :target_id
-            AND spare.redirect_end_time IS NOT NULL
-            AND other.profile_id = :source_id
-    END
-    AND spare.profile_id IN (:source_id, :target_id);
+        WHEN spare.profile_id = :source_id THEN other.redirect_end_time IS NULL
+        ELSE spare.redirect_end_time IS NOT NULL
+    END;
 
 -- name: hand_over_identifiers
 -- From here on the source's identifiers lead to the target: its anonymous ids for good, its email and user_id until a
