@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def _assert_within(expected: Any, found: Any, path: str = "") -> None:
 def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
     """A3 D3 I16 I18 I19 I20: the quick start, merging, undoing and forgetting work line by line, in the order shown."""
     blocks = _blocks()
-    functions = blocks[0][1].replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
+    functions = blocks[0][1].replace(".venv/bin/grpcurl", shlex.quote(str(Path(sys.executable).parent / "grpcurl")))
     shown = 0
     answer = ""
     for language, text in blocks[1:]:

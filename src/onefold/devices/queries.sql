@@ -67,7 +67,7 @@ SET
     update_time = excluded.update_time;
 
 -- name: renew_copy
--- A registration that changes nothing still is the newest operation.
+-- A registration or a disable that changes nothing still is the newest operation.
 UPDATE devices
 SET operation_number = nextval('operation_numbers')
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;

@@ -201,6 +201,8 @@ async def _disable_one(
     if stored is None:
         raise _device_not_found()
     if not stored.endpoint_enabled:
+        # An operation all the same: the newest one decides when profiles are merged.
+        await store.renew_copy(connection, project.project_id, profile_id, token)
         return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UNCHANGED)
     await store.disable_copy(connection, project.project_id, profile_id, token)
     return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UPDATED)

@@ -85,7 +85,7 @@ async def put_copy(connection: Connection, project_id: str, profile_id: UUID, to
 
 
 async def renew_copy(connection: Connection, project_id: str, profile_id: UUID, token: str) -> None:
-    """Notes that a copy was registered once more as it is. The token must be locked."""
+    """Notes an operation on a copy that leaves it as it is. The token must be locked."""
     await queries.renew_copy.execute(connection, project_id=project_id, profile_id=profile_id, token=token)
 
 

@@ -100,9 +100,17 @@ DELETE FROM requests
 WHERE project_id = :project_id AND profile_ids && :profile_ids::uuid [];
 
 -- name: disown_moves
--- What was on its way to the person is erased instead.
+-- What was on its way to the person is erased instead; of a linked id only what had been received, not what the grace
+-- would still have brought.
 UPDATE moves
-SET owner_profile_id = NULL, merge_id = NULL, counted_merge_ids = '{}'
+SET
+    owner_profile_id = NULL,
+    merge_id = NULL,
+    counted_merge_ids = '{}',
+    window_end_time = CASE
+        WHEN container_subject_id IS NULL THEN window_end_time
+        ELSE least(window_end_time, now())
+    END
 WHERE project_id = :project_id AND owner_profile_id = :profile_id;
 
 -- name: add_erasures

@@ -126,6 +126,8 @@ class ForgetCalls(identity_service_pb2_grpc.IdentityServiceServicer):
             request_id,
             identity_service_pb2.DeleteProfileResponse,
             work,
+            # It is the proof of the deletion.
+            outlives_people=True,
         )
         self._ring(left, replayed=replayed)
         return answer

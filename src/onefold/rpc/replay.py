@@ -30,13 +30,14 @@ async def write_once(
     work: Callable[[Connection], Awaitable[R]],
     *,
     subjects: Collection[UUID] = (),
+    outlives_people: bool = False,
 ) -> tuple[R, bool]:
     """Runs `work` in a transaction, or answers what it answered before; returns the answer and whether it is stored.
 
     The answer is stored in the same transaction as the effect, so that either both are there or neither. A call that
     fails stores nothing: sent again, it is tried again. `subjects` are the visitors whom the answer tells about beside
-    its profiles: it goes when one of them is forgotten. Raises FAILED_PRECONDITION / REQUEST_ID_REUSED when the id
-    stands for another request.
+    its profiles: it goes when one of them is forgotten, unless it `outlives_people` because it tells nothing of them.
+    Raises FAILED_PRECONDITION / REQUEST_ID_REUSED when the id stands for another request.
     """
     if not request_id:
         return await database.transact(work), False
@@ -61,7 +62,7 @@ async def write_once(
             request_id=request_id,
             body_hash=body_hash,
             answer=answer.SerializeToString(),
-            profile_ids=sorted(_profile_ids(answer).union(subjects)),
+            profile_ids=[] if outlives_people else sorted(_profile_ids(answer).union(subjects)),
             lifetime=REQUEST_ID_LIFETIME,
         )
         if stored_now is None:

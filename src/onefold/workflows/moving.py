@@ -85,7 +85,10 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
     if move["owner_profile_id"] is None and move["owner_subject_id"] is None:
         # Answers that were stored while the person was being forgotten go with the pass after.
         await queries.delete_answers.execute(
-            connection, project_id=project_id, profile_id=move["container_profile_id"] or move["container_subject_id"]
+            connection,
+            project_id=project_id,
+            profile_id=move["container_profile_id"] or move["container_subject_id"],
+            until=move["window_end_time"],
         )
     if not is_last_pass:
         await intents.postpone(connection, lease, settle_from)

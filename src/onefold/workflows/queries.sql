@@ -14,6 +14,7 @@ SELECT
     container_profile_id,
     container_subject_id,
     origin_ids,
+    window_end_time,
     owner_profile_id,
     owner_subject_id
 FROM moves
@@ -454,9 +455,9 @@ SELECT
     (SELECT last.event_id FROM last) AS last_id;
 
 -- name: delete_answers
--- Stored answers that tell about a person who was forgotten.
+-- Stored answers that tell about a person who was forgotten, or about a visitor until the person was.
 DELETE FROM requests
-WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid];
+WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid] AND create_time <= :until::timestamptz;
 
 -- name: count_moved
 -- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer. What goes
