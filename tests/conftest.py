@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import grpc
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -24,6 +26,11 @@ from onefold.server import serve
 from support.client import Client
 from support.folders import reachable_folder
 from support.world import World
+
+# A run of CI judges the change, with the same examples every time; whoever runs the tests by hand looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 MakeProject = Callable[..., Awaitable[Client]]
 
