@@ -43,13 +43,27 @@ REFUSED_IDS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectSettings:
+    """What a project switches on and off, with what a new one begins with. Names as in the protos and the table."""
+
+    # Identify associates the events of an anonymous_id with the person (P5).
+    event_merging_enabled: bool = True
+    # Trigger-eligible events are kept for WatchTriggers (E10).
+    triggers_enabled: bool = False
+    # Visitors whose events match a criterion get an unknown profile by themselves (U2).
+    server_side_activation: bool = False
+    # An unknown profile needs the visitor's consent (U8).
+    require_consent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """A project and its settings."""
 
     project_id: str
     identifier_type: IdentifierType
     region: Region
-    event_merging_enabled: bool
+    settings: ProjectSettings
     create_time: datetime
     update_time: datetime
     # Keys the hashes of forgotten identifiers: of a server's secret and the project, so that no two projects share one.

@@ -39,3 +39,6 @@ REQUEST_ID_LIFETIME = timedelta(hours=24)
 
 CALL_DEFAULT_SECONDS = 10.0
 CALL_MAX_SECONDS = 30.0
+# A stream whose caller reads nothing for this long is ended.
+STREAM_WRITE_SECONDS = 30.0
+STREAM_KEY_CHECK_SECONDS = 10.0

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from conftest import MakeProject
-from onefold.callers import IdentifierType, Project, Region
+from onefold.callers import IdentifierType, Project, ProjectSettings, Region
 from onefold.config import Settings
 from onefold.db.pool import SERVER_SETTINGS
 from onefold.db.queries import Connection
@@ -472,7 +472,7 @@ async def test_a_straggler_committed_behind_the_first_pass(
 ) -> None:
     """F32: an event whose transaction began before the link and ended after a pass had looked is the person's too."""
     now = await world.now()
-    project = Project(email_project.project_id, IdentifierType.EMAIL, Region.US, True, now, now)
+    project = Project(email_project.project_id, IdentifierType.EMAIL, Region.US, ProjectSettings(), now, now)
     arrival = Arrival(None, "x", "in flight", EventKind.CUSTOM, EMPTY, None, None)
     straggler = await asyncpg.connect(settings.database_url, server_settings=SERVER_SETTINGS)
     try:

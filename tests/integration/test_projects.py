@@ -152,6 +152,25 @@ async def test_a_project_tells_what_it_is(
     assert await read_project(with_key(email_project, answer.api_key)) == made
 
 
+@pytest.mark.parametrize("setting", ["triggers_enabled", "server_side_activation", "require_consent"])
+async def test_what_is_off_can_be_switched_on(email_project: Client, setting: str) -> None:
+    """P1: a setting that is off by default is switched on at the making or by an update, and no other with it."""
+    project = await create(email_project, None, **{setting: True})
+    assert getattr(await read_project(project), setting) is True
+    plain = await create(email_project)
+    before = await read_project(plain)
+    assert getattr(before, setting) is False
+    request = UpdateProjectRequest()
+    setattr(request, setting, True)
+    answer = await plain.projects.UpdateProject(request)
+    after = await read_project(plain)
+    assert answer.project == after
+    changed = {
+        field.name for field in Project.DESCRIPTOR.fields if getattr(before, field.name) != getattr(after, field.name)
+    }
+    assert changed == {setting, "update_time"}
+
+
 async def test_merging_can_be_off_from_the_start(email_project: Client) -> None:
     """P5: a project may be made with event merging off."""
     project = await create(email_project, event_merging_enabled=False)

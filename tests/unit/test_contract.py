@@ -26,7 +26,7 @@ METHODS = {
 WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE]
 REASON = re.compile(r"^  // ([A-Z_]+)[.,](?:(?!^  ERROR_).)*^  ERROR_REASON_([A-Z_]+) = \d+;", re.MULTILINE | re.DOTALL)
 # Answered by gRPC itself or by the caller's own deadline, before or beside any method: no proto comment is about them.
-OF_THE_TRANSPORT = {"METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS"}
+OF_THE_TRANSPORT = {"STREAM_KEY_CHECK_SECONDS", "METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS"}
 
 
 def comments(file: str) -> str:
@@ -143,6 +143,11 @@ LIMITS = [
     ("LINK_GRACE", "identity_service.proto", f"during the next {limits.LINK_GRACE.seconds // 60} minutes"),
     ("BACKFILL_AGE", "event.proto", f"more than {limits.BACKFILL_AGE.seconds // 60} minutes old"),
     ("EVENT_ID_LIFETIME", "event.proto", f"for {limits.EVENT_ID_LIFETIME.days} days"),
+    (
+        "STREAM_WRITE_SECONDS",
+        "error_reason.proto",
+        f"read nothing from it for {limits.STREAM_WRITE_SECONDS:.0f} seconds",
+    ),
     ("REQUEST_ID_LIFETIME", "identity_service.proto", f"again for {hours('REQUEST_ID_LIFETIME')} hours"),
 ]
 

@@ -325,7 +325,7 @@ async def _link(
 ) -> identity_service_pb2.Link:
     if written.person is None or written.person.profile_id is None:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_SKIPPED)
-    if not project.event_merging_enabled:
+    if not project.settings.event_merging_enabled:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_MERGING_OFF)
     link, is_new = await store.claim_link(
         connection, project.project_id, anonymous_id, written.person.profile_id, key_id

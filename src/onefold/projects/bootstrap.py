@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onefold.callers import IdentifierType, Region, Scope
+from onefold.callers import IdentifierType, ProjectSettings, Region, Scope
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import Kind, OnefoldError, Reason, Violation, already_exists, invalid, not_found
@@ -18,7 +18,7 @@ async def create_project(database: Database, project_id: str, identifier_type: I
     text = new_key(project_id)
 
     async def work(connection: Connection) -> None:
-        made = await store.insert_project(connection, project_id, identifier_type, region, event_merging_enabled=True)
+        made = await store.insert_project(connection, project_id, identifier_type, region, ProjectSettings())
         if made is None:
             raise already_exists(Reason.PROJECT_EXISTS, f"There is a project {project_id} already.")
         await store.insert_api_key(connection, project_id, split_key(text), ALL_SCOPES, "first key", None)
@@ -50,7 +50,7 @@ async def ensure_project(database_url: str, *, project_id: str, identifier_type:
     text = api_key or new_key(project_id)
 
     async def work(connection: Connection) -> None:
-        await store.insert_project(connection, project_id, wanted, Region.US, event_merging_enabled=True)
+        await store.insert_project(connection, project_id, wanted, Region.US, ProjectSettings())
         project = await store.get_project(connection, project_id)
         if project is None:
             raise OnefoldError(Kind.INTERNAL, Reason.INTERNAL, f"Project {project_id} vanished.")

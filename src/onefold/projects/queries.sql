@@ -1,18 +1,63 @@
 -- name: insert_project
 -- No row if the project_id is taken.
-INSERT INTO projects (project_id, identifier_type, region, event_merging_enabled, creator_project_id)
-VALUES (:project_id, :identifier_type, :region, :event_merging_enabled, :creator_project_id)
+INSERT INTO projects (
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    creator_project_id
+)
+VALUES (
+    :project_id,
+    :identifier_type,
+    :region,
+    :event_merging_enabled,
+    :triggers_enabled,
+    :server_side_activation,
+    :require_consent,
+    :creator_project_id
+)
 ON CONFLICT DO NOTHING
-RETURNING project_id, identifier_type, region, event_merging_enabled, create_time, update_time;
+RETURNING
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time;
 
 -- name: get_project
-SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+SELECT
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time
 FROM projects
 WHERE project_id = :project_id;
 
 -- name: list_projects
 -- A page of a project itself and those made with its keys.
-SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+SELECT
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time
 FROM projects
 WHERE (project_id = :project_id OR creator_project_id = :project_id) AND project_id > :after_project_id
 ORDER BY project_id
@@ -32,16 +77,40 @@ SELECT secret FROM server_secrets WHERE name = 'forgotten';
 
 -- name: lock_project
 -- Two updates at once must not decide by the same old row.
-SELECT project_id, identifier_type, region, event_merging_enabled, create_time, update_time
+SELECT
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time
 FROM projects
 WHERE project_id = :project_id
 FOR UPDATE;
 
 -- name: update_project
 UPDATE projects
-SET region = :region, event_merging_enabled = :event_merging_enabled, update_time = now()
+SET
+    region = :region,
+    event_merging_enabled = :event_merging_enabled,
+    triggers_enabled = :triggers_enabled,
+    server_side_activation = :server_side_activation,
+    require_consent = :require_consent,
+    update_time = now()
 WHERE project_id = :project_id
-RETURNING project_id, identifier_type, region, event_merging_enabled, create_time, update_time;
+RETURNING
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time;
 
 -- name: insert_api_key
 -- A key registered again (a development key at every start) is good again.
@@ -74,6 +143,9 @@ SELECT
     projects.identifier_type,
     projects.region,
     projects.event_merging_enabled,
+    projects.triggers_enabled,
+    projects.server_side_activation,
+    projects.require_consent,
     projects.create_time,
     projects.update_time,
     now() AS now

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import grpc
 
-from onefold.callers import IdentifierType, Project, Region, Scope, caller
+from onefold.callers import IdentifierType, Project, ProjectSettings, Region, Scope, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import Kind, OnefoldError, Reason, already_exists, not_found
@@ -66,9 +67,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
                 request.project_id,
                 identifier_type,
                 region,
-                event_merging_enabled=(
-                    request.event_merging_enabled if request.HasField("event_merging_enabled") else True
-                ),
+                _read_settings(request, ProjectSettings()),
                 creator_project_id=creator,
             )
             if project is None:
@@ -131,11 +130,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
                 connection,
                 project_id,
                 region or project.region,
-                event_merging_enabled=(
-                    request.event_merging_enabled
-                    if request.HasField("event_merging_enabled")
-                    else project.event_merging_enabled
-                ),
+                _read_settings(request, project.settings),
             )
 
         project = await self._database.transact(work)
@@ -206,6 +201,15 @@ def _read_region(checker: Checker, number: project_pb2.Region.ValueType) -> Regi
     return Region(project_pb2.Region.Name(number).removeprefix("REGION_"))
 
 
+def _read_settings(
+    request: projects_service_pb2.CreateProjectRequest | projects_service_pb2.UpdateProjectRequest,
+    before: ProjectSettings,
+) -> ProjectSettings:
+    """The settings after a request, which says only those that it wants otherwise."""
+    told = {setting.name for setting in fields(ProjectSettings) if request.HasField(setting.name)}  # type: ignore[arg-type]  # a test compares the names
+    return replace(before, **{name: getattr(request, name) for name in told})
+
+
 def _to_project(project: Project) -> project_pb2.Project:
     return project_pb2.Project(
         project_id=project.project_id,
@@ -215,7 +219,7 @@ def _to_project(project: Project) -> project_pb2.Project:
             project_pb2.IdentifierKind.Value(f"IDENTIFIER_KIND_{kind.name}")
             for kind in identifying_kinds(project.identifier_type)
         ],
-        event_merging_enabled=project.event_merging_enabled,
+        **asdict(project.settings),
         create_time=to_timestamp(project.create_time),
         update_time=to_timestamp(project.update_time),
     )

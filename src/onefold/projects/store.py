@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Final
 
-from onefold.callers import Caller, IdentifierType, Project, Region, Scope
+from onefold.callers import Caller, IdentifierType, Project, ProjectSettings, Region, Scope
 from onefold.db.queries import Connection, Queries, Record
 from onefold.projects.rules import KeyText, is_live, secret_hash
 
@@ -30,8 +30,7 @@ async def insert_project(
     project_id: str,
     identifier_type: IdentifierType,
     region: Region,
-    *,
-    event_merging_enabled: bool,
+    settings: ProjectSettings,
     creator_project_id: str | None = None,
 ) -> Project | None:
     """Makes a project; None if the id is taken."""
@@ -40,7 +39,7 @@ async def insert_project(
         project_id=project_id,
         identifier_type=identifier_type,
         region=region,
-        event_merging_enabled=event_merging_enabled,
+        **asdict(settings),
         creator_project_id=creator_project_id,
     )
     return _project(row) if row else None
@@ -73,13 +72,9 @@ async def get_project(connection: Connection, project_id: str, *, lock: bool = F
     return _project(row) if row else None
 
 
-async def update_project(
-    connection: Connection, project_id: str, region: Region, *, event_merging_enabled: bool
-) -> Project:
+async def update_project(connection: Connection, project_id: str, region: Region, settings: ProjectSettings) -> Project:
     """Writes a project's settings."""
-    row = await queries.update_project.fetchrow(
-        connection, region=region, event_merging_enabled=event_merging_enabled, project_id=project_id
-    )
+    row = await queries.update_project.fetchrow(connection, region=region, **asdict(settings), project_id=project_id)
     assert row is not None  # the caller holds the row
     return _project(row)
 
@@ -132,7 +127,7 @@ def _project(row: Record) -> Project:
         row["project_id"],
         IdentifierType(row["identifier_type"]),
         Region(row["region"]),
-        row["event_merging_enabled"],
+        ProjectSettings(**{setting.name: row[setting.name] for setting in fields(ProjectSettings)}),
         row["create_time"],
         row["update_time"],
     )

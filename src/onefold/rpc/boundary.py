@@ -2,15 +2,19 @@
 
 In: decode -> deadline -> key -> scope -> handler. Out: an OnefoldError becomes its status, anything else a fixed text
 with an id under which the log has the rest. No other code calls abort.
+
+A stream passes the same, and its key is looked at again while it lasts. It has no deadline but the caller's own, and
+ends when the caller reads nothing for 30 s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 import grpc
@@ -20,13 +24,22 @@ from google.protobuf.message import DecodeError
 
 from onefold.callers import Caller, Scope, set_caller
 from onefold.errors import Kind, OnefoldError, Reason, exhausted
-from onefold.limits import CALL_DEFAULT_SECONDS, CALL_MAX_SECONDS, MESSAGE_BYTES
+from onefold.limits import (
+    CALL_DEFAULT_SECONDS,
+    CALL_MAX_SECONDS,
+    MESSAGE_BYTES,
+    STREAM_KEY_CHECK_SECONDS,
+    STREAM_WRITE_SECONDS,
+)
 from onefold.rpc.status import to_status
 from onefold.v1 import options_pb2
 
 _log = structlog.get_logger()
 
-Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+# Of a method that answers with a stream. Its request is a message, or the messages of a stream.
+StreamHandler = Callable[[Any, Context], AsyncIterator[Any]]
 Authenticate = Callable[[str], Awaitable[Caller]]
 
 PREFIX: Final = "/onefold."
@@ -60,12 +73,12 @@ class Boundary(grpc.aio.ServerInterceptor):
     def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope]) -> None:
         self._authenticate = authenticate
         self._scopes = scopes
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def stop(self) -> None:
-        """Refuses every call from now on, with UNAVAILABLE; those that are being served go on."""
-        self._stopping = True
+        """Refuses every call from now on, with UNAVAILABLE, and ends the streams so; other calls being served go on."""
+        self._stopping.set()
 
     async def intercept_service(
         self,
@@ -78,51 +91,79 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(PREFIX):
             return handler
         if method not in self._wrapped:
-            self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
-                self._guard(method, self._scopes[method], cast("Handler", handler.unary_unary)),
-                request_deserializer=_tolerant(handler.request_deserializer),
-                response_serializer=handler.response_serializer,
-            )
+            self._wrapped[method] = self._wrap(method, self._scopes[method], handler)
         return self._wrapped[method]
 
+    def _wrap(
+        self, method: str, scope: Scope, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        codecs: dict[str, Any] = {
+            "request_deserializer": _tolerant(handler.request_deserializer),
+            "response_serializer": handler.response_serializer,
+        }
+        if not handler.response_streaming:
+            return grpc.unary_unary_rpc_method_handler(
+                self._guard(method, scope, cast("Handler", handler.unary_unary)), **codecs
+            )
+        if handler.request_streaming:
+            guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.stream_stream), _checked)
+            return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
+        guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.unary_stream), _check)
+        return grpc.unary_stream_rpc_method_handler(guarded, **codecs)
+
     def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
-        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: RET503
+        async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
             started = time.perf_counter()
             try:
-                if self._stopping:
+                if self._stopping.is_set():
                     raise _stopping()
                 async with asyncio.timeout(_seconds(context)):
                     set_caller(await self._admit(context, scope))
-                    if isinstance(request, _Undecodable):
-                        raise OnefoldError(
-                            Kind.INVALID_ARGUMENT,
-                            Reason.REQUEST_MALFORMED,
-                            "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or "
-                            "data nested too deeply.",
-                        )
-                    if isinstance(request, _TooLarge):
-                        raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
-                    return _fitting(await handler(request, context))
-            except OnefoldError as failure:
-                error = failure
-            except TimeoutError:
-                error = OnefoldError(
-                    Kind.DEADLINE_EXCEEDED,
-                    Reason.DEADLINE_PASSED,
-                    "The call took longer than its deadline allows. What became of it is unknown.",
-                )
+                    return _fitting(await handler(_check(request), context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
-                error = _internal(method, fault)
-            if error.kind in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED):
-                seconds = round(time.perf_counter() - started, 4)
-                _log.warning(
-                    "call failed", method=method, kind=error.kind.name, reason=str(error.reason), seconds=seconds
-                )
+                error = _to_error(method, fault, started)
             await context.abort_with_status(to_status(error))  # raises
 
         return guarded
 
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any], scope: Scope) -> Caller:
+    def _guard_stream(
+        self, method: str, scope: Scope, handler: StreamHandler, check: Callable[[Any], Any]
+    ) -> Callable[[Any, Context], Any]:
+        async def guarded(request: Any, context: Context) -> None:
+            started = time.perf_counter()
+            try:
+                async with asyncio.timeout(context.time_remaining()):
+                    set_caller(await self._admit(context, scope))
+                    answers = handler(check(request), context)
+                    await self._while_admitted(_write_all(answers, context), context, scope)
+                return
+            except Exception as fault:  # as above
+                error = _to_error(method, fault, started)
+            await context.abort_with_status(to_status(error))
+
+        return guarded
+
+    async def _while_admitted(self, work: Coroutine[Any, Any, None], context: Context, scope: Scope) -> None:
+        """Runs a stream until it ends, the server is being stopped, or its key is not good any more."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while not working.done():
+                await asyncio.wait(
+                    {working, stopping}, timeout=STREAM_KEY_CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if stopping.done():
+                    raise _stopping()
+                if not working.done():
+                    await self._admit(context, scope)
+            working.result()
+        finally:
+            stopping.cancel()
+            working.cancel()
+            # Whatever the stream holds is given back before the call ends.
+            await asyncio.wait({working, stopping})
+
+    async def _admit(self, context: Context, scope: Scope) -> Caller:
         key = ""
         for name, value in context.invocation_metadata() or ():
             if name == "authorization" and isinstance(value, str):
@@ -146,6 +187,57 @@ class Boundary(grpc.aio.ServerInterceptor):
         return caller
 
 
+async def _write_all(answers: AsyncIterator[Any], context: Context) -> None:
+    async with contextlib.aclosing(cast("AsyncGenerator[Any]", answers)):
+        async for answer in answers:
+            try:
+                async with asyncio.timeout(STREAM_WRITE_SECONDS):
+                    await context.write(_fitting(answer))
+            except TimeoutError:
+                raise OnefoldError(
+                    Kind.DEADLINE_EXCEEDED,
+                    Reason.STREAM_STALLED,
+                    f"Nothing was read from the stream for {STREAM_WRITE_SECONDS:.0f} seconds.",
+                ) from None
+
+
+def _check(request: Any) -> Any:
+    """The request, if its bytes were a message of the method and not too many."""
+    if isinstance(request, _Undecodable):
+        raise OnefoldError(
+            Kind.INVALID_ARGUMENT,
+            Reason.REQUEST_MALFORMED,
+            "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or data nested too "
+            "deeply.",
+        )
+    if isinstance(request, _TooLarge):
+        raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
+    return request
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check(request)
+
+
+def _to_error(method: str, fault: Exception, started: float) -> OnefoldError:
+    match fault:
+        case OnefoldError():
+            error = fault
+        case TimeoutError():
+            error = OnefoldError(
+                Kind.DEADLINE_EXCEEDED,
+                Reason.DEADLINE_PASSED,
+                "The call took longer than its deadline allows. What became of it is unknown.",
+            )
+        case _:
+            error = _internal(method, fault)
+    if error.kind in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED):
+        seconds = round(time.perf_counter() - started, 4)
+        _log.warning("call failed", method=method, kind=error.kind.name, reason=str(error.reason), seconds=seconds)
+    return error
+
+
 def _stopping() -> OnefoldError:
     return OnefoldError(
         Kind.UNAVAILABLE,
@@ -165,7 +257,7 @@ def _fitting(answer: Any) -> Any:
     return answer
 
 
-def _seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:
+def _seconds(context: Context) -> float:
     """How long the call may take: what the caller says, 10 s if it says nothing, 30 s at most."""
     remaining = context.time_remaining()
     return CALL_DEFAULT_SECONDS if remaining is None else min(remaining, CALL_MAX_SECONDS)

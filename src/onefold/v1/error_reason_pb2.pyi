@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, with RetryInfo. The server is being stopped and takes no new calls; nothing happened."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 62
     """DEADLINE_EXCEEDED. The call's deadline, or the server's own, passed."""
+    ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 64
+    """DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 70
     """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
 
@@ -184,6 +186,8 @@ ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 63
 """UNAVAILABLE, with RetryInfo. The server is being stopped and takes no new calls; nothing happened."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 62
 """DEADLINE_EXCEEDED. The call's deadline, or the server's own, passed."""
+ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 64
+"""DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 70
 """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -114,6 +114,9 @@ class Project(_message.Message):
     EVENT_MERGING_ENABLED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
+    SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
+    REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """3 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter, not ending with a hyphen."""
     identifier_type: Global___IdentifierType.ValueType
@@ -122,6 +125,12 @@ class Project(_message.Message):
     """Where the data is to be kept."""
     event_merging_enabled: _builtins.bool
     """Whether Identify associates the events of an anonymous_id with the person."""
+    triggers_enabled: _builtins.bool
+    """Whether trigger-eligible events are kept for EventsService.WatchTriggers."""
+    server_side_activation: _builtins.bool
+    """Whether visitors whose events match a profile-creation criterion get an unknown profile by themselves."""
+    require_consent: _builtins.bool
+    """Whether an unknown profile needs the visitor's recorded consent."""
     @_builtins.property
     def identifying_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___IdentifierKind.ValueType]:
         """The identifiers that are unique here and so identify a person."""
@@ -144,10 +153,13 @@ class Project(_message.Message):
         event_merging_enabled: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        triggers_enabled: _builtins.bool = ...,
+        server_side_activation: _builtins.bool = ...,
+        require_consent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "identifying_kinds", b"identifying_kinds", "project_id", b"project_id", "region", b"region", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "identifying_kinds", b"identifying_kinds", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

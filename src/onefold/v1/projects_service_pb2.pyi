@@ -72,6 +72,9 @@ class CreateProjectRequest(_message.Message):
     IDENTIFIER_TYPE_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     EVENT_MERGING_ENABLED_FIELD_NUMBER: _builtins.int
+    TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
+    SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
+    REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """3 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter, not ending with a hyphen.
     Required.
@@ -82,6 +85,14 @@ class CreateProjectRequest(_message.Message):
     """Where its data is to be kept; default US."""
     event_merging_enabled: _builtins.bool
     """Whether Identify associates anonymous events; default true."""
+    triggers_enabled: _builtins.bool
+    """Whether trigger-eligible events are kept for EventsService.WatchTriggers; default false."""
+    server_side_activation: _builtins.bool
+    """Whether visitors whose events match a profile-creation criterion get an unknown profile by themselves; default
+    false.
+    """
+    require_consent: _builtins.bool
+    """Whether an unknown profile needs the visitor's recorded consent; default false."""
     def __init__(
         self,
         *,
@@ -89,14 +100,30 @@ class CreateProjectRequest(_message.Message):
         identifier_type: _project_pb2.IdentifierType.ValueType = ...,
         region: _project_pb2.Region.ValueType = ...,
         event_merging_enabled: _builtins.bool | None = ...,
+        triggers_enabled: _builtins.bool | None = ...,
+        server_side_activation: _builtins.bool | None = ...,
+        require_consent: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "event_merging_enabled", b"event_merging_enabled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "project_id", b"project_id", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_merging_enabled: _TypeAlias = _typing.Literal["event_merging_enabled"]  # noqa: Y015
     _WhichOneofArgType__event_merging_enabled: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__require_consent: _TypeAlias = _typing.Literal["require_consent"]  # noqa: Y015
+    _WhichOneofArgType__require_consent: _TypeAlias = _typing.Literal["_require_consent", b"_require_consent"]  # noqa: Y015
+    _WhichOneofReturnType__server_side_activation: _TypeAlias = _typing.Literal["server_side_activation"]  # noqa: Y015
+    _WhichOneofArgType__server_side_activation: _TypeAlias = _typing.Literal["_server_side_activation", b"_server_side_activation"]  # noqa: Y015
+    _WhichOneofReturnType__triggers_enabled: _TypeAlias = _typing.Literal["triggers_enabled"]  # noqa: Y015
+    _WhichOneofArgType__triggers_enabled: _TypeAlias = _typing.Literal["_triggers_enabled", b"_triggers_enabled"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_merging_enabled) -> _WhichOneofReturnType__event_merging_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__require_consent) -> _WhichOneofReturnType__require_consent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_side_activation) -> _WhichOneofReturnType__server_side_activation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__triggers_enabled) -> _WhichOneofReturnType__triggers_enabled | None: ...
 
 Global___CreateProjectRequest: _TypeAlias = CreateProjectRequest  # noqa: Y015
 
@@ -137,26 +164,55 @@ class UpdateProjectRequest(_message.Message):
     IDENTIFIER_TYPE_FIELD_NUMBER: _builtins.int
     EVENT_MERGING_ENABLED_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
+    SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
+    REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
     identifier_type: _project_pb2.IdentifierType.ValueType
     """If set, it must be the type that the project has."""
     event_merging_enabled: _builtins.bool
     """Whether Identify associates anonymous events. Switching it off leaves what was associated before."""
     region: _project_pb2.Region.ValueType
     """Where the data is to be kept."""
+    triggers_enabled: _builtins.bool
+    """Whether trigger-eligible events are kept for EventsService.WatchTriggers. Events accepted while it was off, and
+    within 10 seconds after it was switched on, may be missing there.
+    """
+    server_side_activation: _builtins.bool
+    """Whether visitors whose events match a profile-creation criterion get an unknown profile by themselves. Applied to
+    events that arrive from 10 seconds after the switch on.
+    """
+    require_consent: _builtins.bool
+    """Whether an unknown profile needs the visitor's recorded consent. Applied to profiles made from then on."""
     def __init__(
         self,
         *,
         identifier_type: _project_pb2.IdentifierType.ValueType = ...,
         event_merging_enabled: _builtins.bool | None = ...,
         region: _project_pb2.Region.ValueType = ...,
+        triggers_enabled: _builtins.bool | None = ...,
+        server_side_activation: _builtins.bool | None = ...,
+        require_consent: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "event_merging_enabled", b"event_merging_enabled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_merging_enabled: _TypeAlias = _typing.Literal["event_merging_enabled"]  # noqa: Y015
     _WhichOneofArgType__event_merging_enabled: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__require_consent: _TypeAlias = _typing.Literal["require_consent"]  # noqa: Y015
+    _WhichOneofArgType__require_consent: _TypeAlias = _typing.Literal["_require_consent", b"_require_consent"]  # noqa: Y015
+    _WhichOneofReturnType__server_side_activation: _TypeAlias = _typing.Literal["server_side_activation"]  # noqa: Y015
+    _WhichOneofArgType__server_side_activation: _TypeAlias = _typing.Literal["_server_side_activation", b"_server_side_activation"]  # noqa: Y015
+    _WhichOneofReturnType__triggers_enabled: _TypeAlias = _typing.Literal["triggers_enabled"]  # noqa: Y015
+    _WhichOneofArgType__triggers_enabled: _TypeAlias = _typing.Literal["_triggers_enabled", b"_triggers_enabled"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_merging_enabled) -> _WhichOneofReturnType__event_merging_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__require_consent) -> _WhichOneofReturnType__require_consent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_side_activation) -> _WhichOneofReturnType__server_side_activation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__triggers_enabled) -> _WhichOneofReturnType__triggers_enabled | None: ...
 
 Global___UpdateProjectRequest: _TypeAlias = UpdateProjectRequest  # noqa: Y015
 
