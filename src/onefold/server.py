@@ -20,7 +20,7 @@ from onefold.events.batcher import Batcher
 from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
-from onefold.intents.doorbell import Doorbell
+from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
 from onefold.merges.service import MergeCalls
 from onefold.projects.keys import Authenticator
@@ -115,7 +115,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         await doorbell.start()
         await batcher.start()
         await server.start()
-        watch = asyncio.create_task(_watch_health(servicer, database, ["", *names]))
+        watch = asyncio.create_task(_watch_health(servicer, database, doorbell, ["", *names]))
         on_ready(f"{settings.host}:{port}")
         await stop.wait()
 
@@ -145,10 +145,16 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> int:
         ) from None
 
 
-async def _watch_health(servicer: health.aio.HealthServicer, database: Database, names: list[str]) -> None:
-    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count: no call needs it."""
+async def _watch_health(
+    servicer: health.aio.HealthServicer, database: Database, doorbell: Doorbell, names: list[str]
+) -> None:
+    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count, for no call needs it.
+
+    Whether the last bells were heard is reported under a name of its own, which no load balancer asks for.
+    """
     known: bool | None = None
     while True:
+        await servicer.set(DOORBELL_SERVICE, _health_status(not doorbell.degraded))
         try:
             async with asyncio.timeout(_HEALTH_SECONDS):
                 writable = await database.read(
@@ -159,10 +165,13 @@ async def _watch_health(servicer: health.aio.HealthServicer, database: Database,
         except (OnefoldError, TimeoutError):
             writable = False
         if writable is not known:
-            status = health_pb2.HealthCheckResponse.SERVING if writable else health_pb2.HealthCheckResponse.NOT_SERVING
             for name in names:
-                await servicer.set(name, status)
+                await servicer.set(name, _health_status(writable))
             if known is not None:
                 _log.warning("health changed", serving=writable)
             known = writable
         await asyncio.sleep(_HEALTH_SECONDS)
+
+
+def _health_status(good: bool) -> int:
+    return health_pb2.HealthCheckResponse.SERVING if good else health_pb2.HealthCheckResponse.NOT_SERVING
