@@ -44,7 +44,19 @@ from onefold.v1.profile_pb2 import (
 from onefold.workflows import disabling
 from onefold.workflows.run import CHUNKS
 from support.client import Client, email, failure, user
-from support.devices import claim, devices, disable, enabled, get_disable, hold_devices, hold_token, holders, register
+from support.devices import (
+    claim,
+    devices,
+    disable,
+    enabled,
+    get_disable,
+    hold_devices,
+    hold_token,
+    holders,
+    register,
+    register_browser,
+)
+from support.merging import put_unknown
 from support.probes import eventually, held, rows_of, waits_for_lock
 from support.world import World
 
@@ -127,6 +139,23 @@ async def test_whom_a_registration_creates(
     assert holder.identifiers == answer.profile.identifiers
     assert (await disable(client, identifiers=identifiers)).outcome == WRITE_OUTCOME_UPDATED
     assert [device.endpoint_enabled for device in await devices(client, identifiers)] == [False, True]
+
+
+async def test_a_visitors_devices(email_project: Client, world: World) -> None:
+    """D8: the devices of an unknown profile are registered, listed and disabled as anybody's."""
+    visitor = user(NOBODY)
+    await register(email_project, visitor, prefer_user_id=True)
+    await put_unknown(email_project, world, visitor)
+    again = await register(email_project, visitor, fields='{"a":1}')
+    assert (again.profile.outcome, again.device_outcome) == (WRITE_OUTCOME_UNCHANGED, WRITE_OUTCOME_UPDATED)
+    await register_browser(email_project, visitor, "browser")
+    await disable(email_project, identifiers=visitor)
+    assert [(d.token, d.endpoint_enabled) for d in await devices(email_project, visitor)] == [
+        ("T", False),
+        ("browser", True),
+    ]
+    [holder] = await holders(email_project)
+    assert (holder.identifiers.user_id, holder.device.endpoint_enabled) == (NOBODY, False)
 
 
 async def test_who_is_not_created(email_project: Client, hybrid_project: Client, world: World) -> None:
@@ -348,6 +377,23 @@ async def test_disable_for_one(email_project: Client, world: World) -> None:
 
     assert (await disable(email_project, identifiers=A)).outcome == WRITE_OUTCOME_UNCHANGED
     assert await devices(email_project, A) == [own, own2]
+
+
+@pytest.mark.parametrize("work_before", [False, True])
+async def test_disable_for_one_after_all(email_project: Client, world: World, work_before: bool) -> None:
+    """D3, D4, F50: a copy that a disable for all has switched off stays off when it is disabled once more."""
+    await register(email_project, A)
+    await register(email_project, B)
+    everywhere = await disable(email_project)
+    if work_before:
+        await world.work_off(email_project.project_id)
+    before = await devices(email_project, A)
+    assert (await disable(email_project, identifiers=A)).outcome == WRITE_OUTCOME_UNCHANGED
+    for _ in range(2):
+        assert await devices(email_project, A) == before
+        assert before[0].update_time == everywhere.disable.create_time
+        assert await enabled(email_project) == {"a@example.com": False, "b@example.com": False}
+        await world.work_off(email_project.project_id)
 
 
 async def test_two_share_a_phone(email_project: Client, world: World) -> None:

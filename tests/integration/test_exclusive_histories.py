@@ -54,6 +54,7 @@ HISTORIES = {
     "A+ A>B B>C D! undo undo": "D",
     "A+ B+ C+ A>B B>C C! undo undo": "C",
     # The same holds for a disable of every copy.
+    "A+ B+ *- A-": "",
     "B+ *- A+ A>B undo": "A",
     "B+ A+ A- A>B *- undo": "",
 }
