@@ -1,0 +1,136 @@
+"""What a condition's comparator says of one value. Pure.
+
+Values are JSON as Python has it. No comparator holds for a value that is missing or null. An array matches if one of
+its elements does; only DoesNotEqual wants a value and none that is equal. Numbers compare as numbers, also with text
+that is one; text that is no number never compares as one.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import re2
+
+Test = Callable[[Any], bool]
+
+# A pattern's program and its cache stay below this; RE2 goes on in linear time, only slower, when the cache is full.
+_PATTERN_MEMORY_BYTES: Final = 1024 * 1024
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+# Longer integers than any long are compared as doubles, because reading them exactly is not linear.
+_EXACT_DIGITS: Final = 40
+_TEXT_ONLY: Final = frozenset({"string", "boolean", "object", "array"})
+
+
+def test_of(comparator: str, values: Sequence[str], field_type: str) -> Test:
+    """The test of a condition that `criteria.check` has passed. Patterns are compiled here, once."""
+    match comparator:
+        case "Equals":
+            return _any_element(_equals(values, field_type))
+        case "DoesNotEqual":
+            return _does_not_equal(_any_element(_equals(values, field_type)))
+        case "IsSet":
+            return _any_element(_is_set)
+        case "GreaterThan":
+            return _any_element(_ordered(operator.gt, values))
+        case "GreaterThanOrEqualTo":
+            return _any_element(_ordered(operator.ge, values))
+        case "LessThan":
+            return _any_element(_ordered(operator.lt, values))
+        case "LessThanOrEqualTo":
+            return _any_element(_ordered(operator.le, values))
+        case "Contains":
+            return _any_element(_text(lambda text: any(value in text for value in values)))
+        case "StartsWith":
+            prefixes = tuple(values)
+            return _any_element(_text(lambda text: text.startswith(prefixes)))
+        case "MatchesRegex":
+            patterns = [re2.compile(value, _options()) for value in values]
+            return _any_element(_text(lambda text: any(pattern.search(text) for pattern in patterns)))
+        case _:
+            raise ValueError("an unknown comparator: the criterion was not checked")
+
+
+def pattern_problem(pattern: str) -> str | None:
+    """Why RE2 refuses a regular expression (look-around, back-references, bad syntax, too large); None if it takes it."""
+    try:
+        re2.compile(pattern, _options())
+    except re2.error as error:
+        reason = error.args[0] if error.args else ""
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        return f"is not a regular expression of RE2: {text[:100]}"
+    return None
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text is, written as JSON would (a plus sign, .5 and 5. pass too); None if it is none."""
+    # The first character rules out most texts, and is cheaper to look at.
+    if not text or text[0] not in "0123456789.+-" or not _NUMBER.fullmatch(text):
+        return None
+    if len(text) <= _EXACT_DIGITS and text.lstrip("+-").isdigit():
+        return int(text)
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _options() -> Any:
+    options = re2.Options()
+    options.max_mem = _PATTERN_MEMORY_BYTES
+    # Whether it matches is all that is asked; and RE2 would print what it refuses on standard error.
+    options.never_capture = True
+    options.log_errors = False
+    return options
+
+
+def _any_element(test: Test) -> Test:
+    def holds(value: Any) -> bool:
+        if value.__class__ is list:
+            return any(map(holds, value))
+        return test(value)
+
+    return holds
+
+
+def _does_not_equal(equals: Test) -> Test:
+    is_there = _any_element(lambda value: value is not None)
+    return lambda value: is_there(value) and not equals(value)
+
+
+def _equals(values: Sequence[str], field_type: str) -> Test:
+    texts = frozenset(values)
+    numbers = frozenset(number for value in values if (number := number_of(value)) is not None)
+    booleans = frozenset(value == "true" for value in values if value in ("true", "false"))
+    # "2.0" equals "2" where both are meant as numbers; a field of type string tells them apart.
+    reads_numbers = bool(numbers) and field_type not in _TEXT_ONLY
+
+    def equals(value: Any) -> bool:
+        kind = value.__class__
+        if kind is str:
+            return value in texts or (reads_numbers and number_of(value) in numbers)
+        if kind is bool:
+            return value in booleans
+        return (kind is int or kind is float) and value in numbers
+
+    return equals
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value != "" and value != {}
+
+
+def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> Test:
+    bounds = [bound for value in values if (bound := number_of(value)) is not None]
+
+    def holds(value: Any) -> bool:
+        kind = value.__class__
+        number = number_of(value) if kind is str else value if kind is int or kind is float else None
+        return number is not None and any(compare(number, bound) for bound in bounds)
+
+    return holds
+
+
+def _text(test: Callable[[str], bool]) -> Test:
+    return lambda value: value.__class__ is str and test(value)
