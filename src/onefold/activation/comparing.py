@@ -55,7 +55,7 @@ def test_of(comparator: str, values: Sequence[str], field_type: str) -> Test:
 
 
 def pattern_problem(pattern: str) -> str | None:
-    """Why RE2 refuses a regular expression (look-around, back-references, bad syntax, too large); None if it takes it."""
+    """Why RE2 refuses a regular expression, such as one with look-around or back-references; None if it takes it."""
     try:
         re2.compile(pattern, _options())
     except re2.error as error:

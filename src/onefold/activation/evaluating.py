@@ -19,23 +19,27 @@ from onefold.activation.criteria import And, Comparator, Condition, Not, Query
 
 JsonObject: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str, ...]
-# What a query is evaluated in: the data, how many more elements may be asked, and the objects bound so far.
+# What a query is evaluated in: the data, the event's name, how many more elements may be asked, and the objects that
+# are bound.
 Scope: TypeAlias = list[Any]
 Predicate: TypeAlias = Callable[[Scope], bool]
 
 _ROOT: Final = 0
-_BUDGET: Final = 1
+_NAME: Final = 1
+_BUDGET: Final = 2
 # Only conditions that weave several arrays into one another ask more than one question for each element. Those that
 # would ask more than this of one event are answered by the elements seen until then.
 _ELEMENTS_PER_EVENT: Final = 500_000
 _NOTHING: Final[JsonObject] = {}
 
+EVENT_NAME: Final = "eventName"
+
 
 class Matcher:
     """Answers whether an event's data, or a profile's fields, meet a query.
 
-    A field may begin with the event's name, which is left out then, unless the data holds an object or an array of
-    that name. A field that is the event's name is set.
+    The field eventName is the event's name. A field may begin with that name, which is left out then, unless the data
+    holds an object or an array of that name. A field that is the name is set.
     """
 
     def __init__(self, query: Query) -> None:
@@ -46,12 +50,12 @@ class Matcher:
         self._plain = self._plan("", is_cut=False)
         self._plans: dict[tuple[str, bool], tuple[Predicate, int]] = {}
 
-    def matches(self, data: JsonObject, name: str = "") -> bool:
+    def matches(self, data: JsonObject, name: str | None) -> bool:
         """Whether the data of an event of that name meets the query; a profile has no name."""
-        predicate, slots = self._named(name, data) if name in self._names else self._plain
-        return predicate([data, _ELEMENTS_PER_EVENT, *[_NOTHING] * slots])
+        predicate, slots = self._named(data, name) if name in self._names else self._plain
+        return predicate([data, name, _ELEMENTS_PER_EVENT, *[_NOTHING] * slots])
 
-    def _named(self, name: str, data: JsonObject) -> tuple[Predicate, int]:
+    def _named(self, data: JsonObject, name: str) -> tuple[Predicate, int]:
         is_cut = data.get(name.partition(".")[0]).__class__ not in (dict, list)
         plan = self._plans.get((name, is_cut))
         if plan is None:
@@ -132,6 +136,8 @@ class _Planner:
         if self._is_name(condition):
             return _Part(lambda _: True)
         path = self._path(condition)
+        if path == (EVENT_NAME,):
+            return _Part(_naming(self._tests[condition]))
         shared = [prefix for prefix in self._prefixes(condition) if prefix in self._shared]
         start = shared[-1] if shared else ()
         holds = _reaching(self._slots[start], path[len(start) :], self._tests[condition])
@@ -222,6 +228,11 @@ def _objects(array: list[Any]) -> Iterator[JsonObject]:
             yield element
         elif element.__class__ is list:
             yield from _objects(element)
+
+
+def _naming(test: Test) -> Predicate:
+    """Tests an event's name; a profile has none, so there it is a field like any other."""
+    return lambda scope: test(scope[_ROOT].get(EVENT_NAME) if scope[_NAME] is None else scope[_NAME])
 
 
 def _reaching(slot: int, path: Path, test: Test) -> Predicate:

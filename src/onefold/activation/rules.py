@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from onefold.activation.criteria import And, Comparator, Condition, DataType, Leaf, Node, Or, walk
-from onefold.activation.evaluating import Matcher, conditions_of
+from onefold.activation.evaluating import EVENT_NAME, Matcher, conditions_of
 from onefold.events.rules import EventKind
 
 UPDATE_CART: Final = "updateCart"
-EVENT_NAME: Final = "eventName"
 
 # The kinds of event that a criterion can look at. Pushes and in-app messages go to people only.
 DATA_TYPES: Final[Mapping[EventKind, DataType]] = {
@@ -41,6 +41,10 @@ class Event:
     data_type: DataType
     name: str
     data: dict[str, Any]
+
+    def meets(self, matcher: Matcher) -> bool:
+        """Whether the event meets a query."""
+        return matcher.matches(self.data, UPDATE_CART if self.data_type is DataType.CART_UPDATE else self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +144,12 @@ class CompiledCriterion:
         return CriterionReport(self.criterion_id, is_match, leaves)
 
     def _matching(self, event: Event) -> list[int]:
-        leaves = self._by_type[event.data_type]
-        if not leaves:
-            return []
-        name, data = _view(event)
-        return [index for index, leaf in leaves if leaf.matcher.matches(data, name)]
+        return [index for index, leaf in self._by_type[event.data_type] if event.meets(leaf.matcher)]
 
     def _with_profile(self, counts: Sequence[int], profile_fields: dict[str, Any]) -> list[int]:
         result = list(counts)
         for index, leaf in self._by_type[DataType.USER]:
-            result[index] = int(leaf.matcher.matches(profile_fields))
+            result[index] = int(leaf.matcher.matches(profile_fields, None))
         return result
 
     def _outcomes(self, counts: Iterable[int]) -> list[bool]:
@@ -196,25 +196,24 @@ class _CompiledLeaf:
 
     def unmet(self, events: Sequence[Event], profile_fields: dict[str, Any]) -> tuple[UnmetCondition, ...]:
         """The conditions that none of the events meets, or that the profile does not meet."""
-        pending = [(path, node, Matcher(node)) for path, node in self._conditions]
-        views = [_view(event) for event in events if self.looks_at(event.data_type)]
+        pending = self._unmet
         if self.data_type is DataType.USER:
-            views = [("", profile_fields)]
-        for name, data in views:
-            pending = [each for each in pending if not each[2].matches(data, name)]
-        return tuple(UnmetCondition(path, node.field) for path, node, _ in pending)
+            pending = [each for each in pending if not each[1].matches(profile_fields, None)]
+        for event in events:
+            if self.looks_at(event.data_type):
+                pending = [each for each in pending if not event.meets(each[1])]
+        return tuple(condition for condition, _ in pending)
+
+    @cached_property
+    def _unmet(self) -> list[tuple[UnmetCondition, Matcher]]:
+        # Each condition alone. Made when somebody first asks why.
+        return [(UnmetCondition(path, condition.field), Matcher(condition)) for path, condition in self._conditions]
 
 
 def _names_cart(condition: Condition) -> bool:
     if condition.field == EVENT_NAME:
         return condition.comparator == Comparator.EQUALS and UPDATE_CART in condition.values
     return condition.field == UPDATE_CART or condition.field.startswith(f"{UPDATE_CART}.")
-
-
-def _view(event: Event) -> tuple[str, dict[str, Any]]:
-    """An event's name, and its data with the name as a field."""
-    name = UPDATE_CART if event.data_type is DataType.CART_UPDATE else event.name
-    return name, {**event.data, EVENT_NAME: name}
 
 
 def _tree(node: Node, next_index: Callable[[], int]) -> Callable[[Sequence[bool]], bool]:
