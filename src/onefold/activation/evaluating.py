@@ -19,17 +19,18 @@ from onefold.activation.criteria import And, Comparator, Condition, Not, Query
 
 JsonObject: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str, ...]
-# What a query is evaluated in: the data, the event's name, how many more elements may be asked, and the objects that
-# are bound.
+# What a query is evaluated in: the data, the event's name, whether the elements of an array are being asked, how many
+# more of arrays within that may be, and the objects that are bound.
 Scope: TypeAlias = list[Any]
 Predicate: TypeAlias = Callable[[Scope], bool]
 
 _ROOT: Final = 0
 _NAME: Final = 1
-_BUDGET: Final = 2
-# Only conditions that weave several arrays into one another ask more than one question for each element. Those that
-# would ask more than this of one event are answered by the elements seen until then.
-_ELEMENTS_PER_EVENT: Final = 500_000
+_LOOPING: Final = 2
+_BUDGET: Final = 3
+# Conditions that weave several arrays into one another multiply their elements. Whatever would ask more than this of
+# one event is answered by the elements seen until then: no criterion may keep a server busy for long.
+_INNER_ELEMENTS: Final = 20_000
 _NOTHING: Final[JsonObject] = {}
 
 EVENT_NAME: Final = "eventName"
@@ -53,7 +54,7 @@ class Matcher:
     def matches(self, data: JsonObject, name: str | None) -> bool:
         """Whether the data of an event of that name meets the query; a profile has no name."""
         predicate, slots = self._named(data, name) if name in self._names else self._plain
-        return predicate([data, name, _ELEMENTS_PER_EVENT, *[_NOTHING] * slots])
+        return predicate([data, name, False, _INNER_ELEMENTS, *[_NOTHING] * slots])
 
     def _named(self, data: JsonObject, name: str) -> tuple[Predicate, int]:
         is_cut = data.get(name.partition(".")[0]).__class__ not in (dict, list)
@@ -210,13 +211,18 @@ def _binding(predicate: Predicate, slot: int, parent: int, key: str) -> Predicat
         scope[slot] = value if value.__class__ is dict else _NOTHING
         answer = predicate(scope)
         if value.__class__ is list:
+            is_inner = scope[_LOOPING]
+            scope[_LOOPING] = True
             for element in _objects(value):
-                scope[_BUDGET] -= 1
-                if scope[_BUDGET] < 0:
-                    break
+                if is_inner:
+                    scope[_BUDGET] -= 1
+                    if scope[_BUDGET] < 0:
+                        break
                 scope[slot] = element
                 if predicate(scope) != answer:
-                    return not answer
+                    answer = not answer
+                    break
+            scope[_LOOPING] = is_inner
         return answer
 
     return holds
