@@ -32,27 +32,28 @@ def test_of(comparator: str, values: Sequence[str], field_type: str) -> Test:
     """The test of a condition that `criteria.check` has passed. Patterns are compiled here, once."""
     match comparator:
         case "Equals":
-            return _any_element(_equals(values, field_type))
+            return _equals(values, field_type)
         case "DoesNotEqual":
-            return _does_not_equal(_any_element(_equals(values, field_type)))
+            equals = _equals(values, field_type)
+            return lambda value: _is_there(value) and not equals(value)
         case "IsSet":
-            return _any_element(_is_set)
+            return _is_set
         case "GreaterThan":
-            return _any_element(_ordered(operator.gt, values))
+            return _ordered(operator.gt, values)
         case "GreaterThanOrEqualTo":
-            return _any_element(_ordered(operator.ge, values))
+            return _ordered(operator.ge, values)
         case "LessThan":
-            return _any_element(_ordered(operator.lt, values))
+            return _ordered(operator.lt, values)
         case "LessThanOrEqualTo":
-            return _any_element(_ordered(operator.le, values))
+            return _ordered(operator.le, values)
         case "Contains":
-            return _any_element(_text(lambda text: any(value in text for value in values)))
+            return _text(lambda text: any(value in text for value in values))
         case "StartsWith":
             prefixes = tuple(values)
-            return _any_element(_text(lambda text: text.startswith(prefixes)))
+            return _text(lambda text: text.startswith(prefixes))
         case "MatchesRegex":
             patterns = [re2.compile(value, _options()) for value in values]
-            return _any_element(_text(lambda text: any(pattern.search(text) for pattern in patterns)))
+            return _text(lambda text: any(pattern.search(text) for pattern in patterns))
         case _:
             raise ValueError("an unknown comparator: the criterion was not checked")
 
@@ -90,20 +91,6 @@ def _options() -> Any:
     return options
 
 
-def _any_element(test: Test) -> Test:
-    def holds(value: Any) -> bool:
-        if value.__class__ is list:
-            return any(map(holds, value))
-        return test(value)
-
-    return holds
-
-
-def _does_not_equal(equals: Test) -> Test:
-    is_there = _any_element(lambda value: value is not None)
-    return lambda value: is_there(value) and not equals(value)
-
-
 def _equals(values: Sequence[str], field_type: str) -> Test:
     texts = frozenset(values)
     numbers = frozenset(number for value in values if (number := number_of(value)) is not None)
@@ -111,19 +98,17 @@ def _equals(values: Sequence[str], field_type: str) -> Test:
     # "2.0" equals "2" where both are meant as numbers; a field of type string tells them apart.
     reads_numbers = bool(numbers) and field_type not in _TEXT_ONLY
 
-    def equals(value: Any) -> bool:
+    def holds(value: Any) -> bool:
         kind = value.__class__
         if kind is str:
             return value in texts or (reads_numbers and number_of(value) in numbers)
+        if kind is int or kind is float:
+            return value in numbers
         if kind is bool:
             return value in booleans
-        return (kind is int or kind is float) and value in numbers
+        return kind is list and any(map(holds, value))
 
-    return equals
-
-
-def _is_set(value: Any) -> bool:
-    return value is not None and value != "" and value != {}
+    return holds
 
 
 def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> Test:
@@ -131,6 +116,8 @@ def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> 
 
     def holds(value: Any) -> bool:
         kind = value.__class__
+        if kind is list:
+            return any(map(holds, value))
         number = number_of(value) if kind is str else value if kind is int or kind is float else None
         return number is not None and any(compare(number, bound) for bound in bounds)
 
@@ -138,4 +125,21 @@ def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> 
 
 
 def _text(test: Callable[[str], bool]) -> Test:
-    return lambda value: value.__class__ is str and test(value)
+    def holds(value: Any) -> bool:
+        if value.__class__ is str:
+            return test(value)
+        return value.__class__ is list and any(map(holds, value))
+
+    return holds
+
+
+def _is_set(value: Any) -> bool:
+    if value.__class__ is list:
+        return any(map(_is_set, value))
+    return value is not None and value != "" and value != {}
+
+
+def _is_there(value: Any) -> bool:
+    if value.__class__ is list:
+        return any(map(_is_there, value))
+    return value is not None
