@@ -305,10 +305,17 @@ def test_a_path_with_the_events_name_reaches_the_same_array() -> None:
 
 def test_arrays_woven_into_each_other_end() -> None:
     """U1: however many elements a query multiplies with each other, one event's answer comes."""
-    letters = "abcd"
-    weave = Or(tuple(And((eq(f"{one}.x", "1"), eq(f"{other}.x", "1"))) for one in letters for other in letters[:1]))
-    elements = {letter: [{"x": 2}] * 100 for letter in letters}
-    assert not matches(Leaf(CUSTOM, weave), [event(elements)])
+    pairs = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]
+    weave = Or(tuple(And((eq(f"{one}.x", "1"), eq(f"{other}.x", "1"))) for one, other in pairs))
+    assert not matches(Leaf(CUSTOM, weave), [event({letter: [{"x": 2}] * 200 for letter in "abcd"})])
+
+
+def test_every_element_of_long_arrays_is_asked() -> None:
+    """U1: an array is asked to its end, and arrays with conditions of their own do not multiply."""
+    both = And((eq("a.x", "1"), eq("a.y", "1"), eq("b.x", "1"), eq("b.y", "1")))
+    long = [{"x": 1}, {"y": 1}] * 15_000 + [{"x": 1, "y": 1}]
+    assert matches(Leaf(CUSTOM, both), [event({"a": long, "b": long})])
+    assert not matches(Leaf(CUSTOM, both), [event({"a": long, "b": long[:-1]})])
 
 
 def _criterion(criterion_id: str, root: Node) -> CompiledCriterion:

@@ -60,6 +60,7 @@ VALUES: list[tuple[str, str | tuple[str, ...], str, Any, bool]] = [
     ("Equals", "2x", "long", 2, False),
     ("Equals", "10", "long", "1_0", False),
     ("Equals", "nan", "double", "NaN", False),
+    ("Equals", "1e400", "double", "1e401", False),
     ("Equals", "16", "long", "0x10", False),
     ("Equals", "1", "long", "١", False),
     # Booleans equal "true" and "false".
