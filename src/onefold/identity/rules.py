@@ -83,7 +83,7 @@ _ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") +
 
 def fold_ascii(text: str) -> str:
     """Lower-cases A to Z and nothing else, so that no other letter ever turns into an ASCII one."""
-    return text.translate(_ASCII_LOWER)
+    return text.lower() if text.isascii() else text.translate(_ASCII_LOWER)
 
 
 def is_placeholder(email: str | None) -> bool:
@@ -268,11 +268,14 @@ class Directory:
     # Identifiers whose person was forgotten.
     forgotten: set[tuple[IdentifierKind, str]] = field(default_factory=set)
     _vacated: set[tuple[IdentifierKind, str]] = field(default_factory=set)
+    # Those of `people` who came by `add`: the list is too long to be searched for each.
+    _added: set[Person] = field(default_factory=set)
 
     def add(self, kind: IdentifierKind, value: str, person: Person) -> None:
         """Notes the (oldest) holder of an identifier, as stored."""
         self.holders[kind, value] = person
-        if person not in self.people:
+        if person not in self._added:
+            self._added.add(person)
             self.people.append(person)
 
     def find(self, named: Named) -> Person | None:

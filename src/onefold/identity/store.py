@@ -28,6 +28,7 @@ from onefold.identity.rules import (
 from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
 queries: Final = Queries("onefold.identity")
+_KINDS: Final = {kind.value: kind for kind in IdentifierKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,12 @@ async def find(
     links = {}
     for row in rows:
         profile_id = row["profile_id"]
-        key = (IdentifierKind(row["kind"]), row["value"])
+        key = (_KINDS[row["kind"]], row["value"])
         if row["is_forgotten"]:
             directory.forgotten.add(key)
         if profile_id is None:
             continue
-        if row["kind"] == IdentifierKind.ANONYMOUS_ID:
+        if key[0] is IdentifierKind.ANONYMOUS_ID:
             links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
             continue
         person = people.get(profile_id)
@@ -108,7 +109,7 @@ async def find(
         directory.add(*key, person)
         if row["is_redirect"]:
             directory.redirects.add(key)
-    counts = {(IdentifierKind(row["kind"]), row["value"]): row["holder_count"] or 0 for row in rows}
+    counts = {(_KINDS[row["kind"]], row["value"]): row["holder_count"] for row in rows} if count_holders else {}
     return Found(directory, rows[0]["now"], links, counts)
 
 

@@ -23,6 +23,7 @@ from onefold.rpc.checks import Checker
 _EXACT: Final = 2.0**53
 
 
+_CONTAINERS: Final = frozenset({dict, list})
 _LONG_NUMBER: Final = re.compile(r"[0-9.]{16}")
 
 
@@ -82,7 +83,8 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
         checker.refuse(field, "must be a JSON object")
         return EMPTY
     try:
-        _check(value, "", 1)
+        # NUL can only stand in JSON text as an escape, which hardly any text has.
+        _check(value, "", 1, may_have_nul="\\u0000" in text)
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -97,7 +99,8 @@ def write_struct(target: Struct, value: dict[str, Any]) -> None:
 
 
 def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
-    if len(payload.text.encode()) > max_bytes:
+    text = payload.text
+    if (len(text) if text.isascii() else len(text.encode())) > max_bytes:
         checker.refuse(field, f"must have at most {max_bytes} bytes as JSON text")
         return EMPTY
     return payload
@@ -138,29 +141,29 @@ def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
 
 
-def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_have_nul: bool) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
     if isinstance(container, dict):
-        _check_object(container, path, depth)
+        _check_object(container, path, depth, may_have_nul=may_have_nul)
         items = container.items()
     else:
         _check_depth(path, depth)
         items = enumerate(container)
     for key, item in items:
-        if isinstance(item, dict | list):
-            _check(item, _join(path, key), depth + 1)
-        elif isinstance(item, str) and "\x00" in item:
+        # What orjson makes is of these very types.
+        if type(item) in _CONTAINERS:
+            _check(item, _join(path, key), depth + 1, may_have_nul=may_have_nul)
+        elif may_have_nul and isinstance(item, str) and "\x00" in item:
             raise _WrongValueError(_join(path, key), "must not contain NUL")
 
 
-def _check_object(value: Any, path: str, depth: int) -> None:
+def _check_object(value: Any, path: str, depth: int, *, may_have_nul: bool = True) -> None:
     _check_depth(path, depth)
     if len(value) > DATA_KEYS_PER_OBJECT:
         raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
-    for key in value:
-        if "\x00" in key:
-            raise _WrongValueError(path, "must not contain NUL in a key")
+    if may_have_nul and any("\x00" in key for key in value):
+        raise _WrongValueError(path, "must not contain NUL in a key")
 
 
 def _check_depth(path: str, depth: int) -> None:
