@@ -19,6 +19,7 @@ from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
+from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import batch_update, flatness
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
@@ -42,6 +43,22 @@ MEASUREMENTS: Final = (
     Measurement(
         {"start_cold": Target("value", "at most", 8), "start_warm": Target("value", "at most", 3)}, alone=starting
     ),
+    Measurement({"track_ratio": Target("ratio", "at least", 0.7)}, alone=track_ratio),
+    Measurement({"track_struct_ratio": Target("ratio", "at least", 0.6)}, alone=track_struct_ratio),
+    Measurement(
+        {
+            "batch_track_ratio": Target("ratio", "at least", 0.6),
+            "batch_track_struct_ratio": Target("ratio", "at least", 0.4),
+            "batch_track_ids_ratio": Target("ratio", "at least", 0.4),
+        },
+        alone=batch,
+    ),
+    Measurement({"scale": Target("ratio", "at least", 1)}, alone=scale),
+    Measurement(
+        {"ingest_memory": Target("value", "at most", 200), "ingest_memory_growth": Target("ratio", "at most", 1.1)},
+        alone=memory,
+    ),
+    Measurement({f"track_p{percent}": Target("value", "at most", 100) for percent in (50, 95, 99)}, alone=latency),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
     Measurement(

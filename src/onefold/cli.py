@@ -63,19 +63,29 @@ def dev(
 @main.command()
 @click.option("--host", help="Address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 50051; 0 takes any free port.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port. Default: 1.")
+@click.option("--shared-port", is_flag=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
-def serve(host: str | None, port: int | None, ready_fd: int | None) -> None:
+def serve(host: str | None, port: int | None, workers: int | None, shared_port: bool, ready_fd: int | None) -> None:
     """Run the gRPC server."""
     from onefold.logs import configure
-    from onefold.server import serve as run
 
     configure()
-    settings = _settings(host=host, port=port)
+    settings = _settings(host=host, port=port, server_processes=workers)
+    count = settings.server_processes
 
     def on_ready(address: str) -> None:
-        _say_ready(ready_fd, f"ready {address}")
+        several = ready_fd is None and count > 1
+        _say_ready(ready_fd, f"serving on {address} ({count} processes)" if several else f"ready {address}")
 
-    _run(lambda: run(settings, on_ready=on_ready))
+    if count > 1:
+        from onefold.processes import serve_processes
+
+        sys.exit(_plainly(lambda: serve_processes(settings, on_ready=on_ready)))
+
+    from onefold.server import serve as run
+
+    _run(lambda: run(settings, on_ready=on_ready, shared_port=shared_port))
 
 
 @main.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -15,7 +14,7 @@ from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
-from onefold.errors import Kind, OnefoldError, Reason
+from onefold.errors import OnefoldError
 from onefold.events.batcher import Batcher
 from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
@@ -23,6 +22,7 @@ from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
 from onefold.merges.service import MergeCalls
+from onefold.ports import cannot_listen, require_free
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
@@ -62,8 +62,6 @@ _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
-    # Off: two servers on one port would share the calls without a word.
-    ("grpc.so_reuseport", 0),
     # Long-lived clients find new servers.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
@@ -72,8 +70,16 @@ _HEALTH_SECONDS: Final = 2.0
 _LAME_DUCK_SECONDS: Final = 0.3
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[str], None],
+    stop: asyncio.Event | None = None,
+    shared_port: bool = False,
+) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` with "HOST:PORT" when calls can come.
+
+    With `shared_port`, other processes of this user may listen on the port too; connections are spread over them.
 
     Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, the port is taken.
     """
@@ -97,7 +103,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         boundary = Boundary(authenticator, required_scopes(FILES))
         server = grpc.aio.server(
             interceptors=[boundary],
-            options=_OPTIONS,
+            options=[*_OPTIONS, ("grpc.so_reuseport", int(shared_port))],
             maximum_concurrent_rpcs=settings.concurrent_calls,
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
@@ -110,7 +116,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         server.add_generic_rpc_handlers(tuple(Reflection([*names, health.SERVICE_NAME]).handlers()))
-        port = _listen(server, settings)
+        port = _listen(server, settings, shared_port=shared_port)
 
         await doorbell.start()
         await batcher.start()
@@ -132,17 +138,14 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         await database.close()
 
 
-def _listen(server: grpc.aio.Server, settings: Settings) -> int:
-    address = f"{settings.host}:{settings.port}"
+def _listen(server: grpc.aio.Server, settings: Settings, *, shared_port: bool) -> int:
+    if not shared_port:
+        # Before gRPC tries, which would print lines of its own about a port that is taken.
+        require_free(settings.host, settings.port)
     try:
-        # Tried before gRPC does, which would print lines of its own about a port that is taken.
-        with socket.create_server((settings.host, settings.port)):
-            pass
-        return server.add_insecure_port(address)
-    except (OSError, RuntimeError):
-        raise OnefoldError(
-            Kind.UNAVAILABLE, Reason.INTERNAL, f"Cannot listen on {address}: is another program using the port?"
-        ) from None
+        return server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError:
+        raise cannot_listen(settings.host, settings.port) from None
 
 
 async def _watch_health(

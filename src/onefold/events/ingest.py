@@ -7,10 +7,11 @@ so that a batch does what its events would have done one by one; an item that is
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
+from os import urandom
 from typing import TypeAlias
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """What became of one event. profile_outcome is None for an event without identifiers."""
 
@@ -56,7 +57,7 @@ class _Batch:
 
     results: dict[int, Result] = field(default_factory=dict)
     rows: list[EventRow] = field(default_factory=list)
-    positions: dict[EventRow, int] = field(default_factory=dict)
+    row_positions: list[int] = field(default_factory=list)
 
 
 async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
@@ -73,10 +74,11 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    for row in await store.insert(connection, project.project_id, batch.rows):
+    refused = {id(row) for row in await store.insert(connection, project.project_id, batch.rows)}
+    for row, position in zip(batch.rows, batch.row_positions, strict=True) if refused else ():
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
-        position = batch.positions[row]
-        batch.results[position] = _id_reused(row.event_id)
+        if id(row) in refused:
+            batch.results[position] = _id_reused(row.event_id)
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -114,7 +116,7 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     for item in placed:
         row = _row(item, found.now)
         batch.rows.append(row)
-        batch.positions[row] = item.position
+        batch.row_positions.append(item.position)
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
     return waiting
 
@@ -237,6 +239,12 @@ def event_id_at(now: datetime, position: int) -> str:
     Its milliseconds are the database's, and the 12 bits after them count the position, so that the events of a batch
     that happened at one moment keep their order.
     """
-    milliseconds = to_microseconds(now) // 1_000
-    value = milliseconds << 80 | 0x7 << 76 | (position & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
-    return str(UUID(int=value))
+    random = urandom(8)
+    text = random.hex()
+    return f"{_moment_of_id(now)}-7{position & 0xFFF:03x}-{'89ab'[random[0] >> 6]}{text[1:4]}-{text[4:]}"
+
+
+@lru_cache(maxsize=1)
+def _moment_of_id(now: datetime) -> str:
+    text = f"{to_microseconds(now) // 1_000:012x}"
+    return f"{text[:8]}-{text[8:]}"

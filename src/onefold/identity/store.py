@@ -30,6 +30,7 @@ from onefold.identity.rules import (
 from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
 queries: Final = Queries("onefold.identity")
+_KINDS: Final = {kind.value: kind for kind in IdentifierKind}
 
 # An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
 NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
@@ -103,13 +104,13 @@ async def find(
         if row["kind"] is None:
             # Nobody has any of them.
             break
-        key = (IdentifierKind(row["kind"]), row["value"])
         profile_id = row["profile_id"]
+        key = (_KINDS[row["kind"]], row["value"])
         if row["is_forgotten"]:
             directory.forgotten.add(key)
         if profile_id is None:
             continue
-        if row["kind"] == IdentifierKind.ANONYMOUS_ID:
+        if key[0] is IdentifierKind.ANONYMOUS_ID:
             links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
             continue
         person = directory.people.get(profile_id) or Person(

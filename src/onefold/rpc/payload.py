@@ -22,6 +22,7 @@ from onefold.rpc.checks import Checker
 _EXACT: Final = 2.0**53
 
 
+_CONTAINERS: Final = frozenset({dict, list})
 _LONG_NUMBER: Final = re.compile(r"[0-9.]{16}")
 
 
@@ -79,9 +80,11 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
     if not isinstance(value, dict):
         checker.refuse(field, "must be a JSON object")
         return EMPTY
-    if _may_break_a_limit(text):
+    # NUL can only stand in JSON text as an escape, which hardly any text has.
+    may_have_nul = "\\u0000" in text
+    if may_have_nul or _may_be_too_deep_or_wide(text):
         try:
-            _check(value, "", 1)
+            _check(value, "", 1, may_have_nul=may_have_nul)
         except _WrongValueError as wrong:
             checker.refuse(field + wrong.path, wrong.description)
             return EMPTY
@@ -96,8 +99,8 @@ def write_struct(target: Struct, value: dict[str, Any]) -> None:
 
 
 def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
-    # A character has at most four bytes.
-    if len(payload.text) * 4 > max_bytes and len(payload.text.encode()) > max_bytes:
+    text = payload.text
+    if (len(text) if text.isascii() else len(text.encode())) > max_bytes:
         checker.refuse(field, f"must have at most {max_bytes} bytes as JSON text")
         return EMPTY
     return payload
@@ -138,37 +141,34 @@ def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
 
 
-def _may_break_a_limit(text: str) -> bool:
-    """Whether an object with this text must be walked through: small ones, which nearly all are, need not be.
-
-    A level takes a bracket and a key takes a colon; a NUL can only be there as an escape, a bare one is no JSON.
-    """
-    return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT or "\\u0000" in text
+def _may_be_too_deep_or_wide(text: str) -> bool:
+    """Whether a JSON text must be walked through for that. Nearly none: a level takes a bracket, and a key a colon."""
+    return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT
 
 
-def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_have_nul: bool) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
     if isinstance(container, dict):
-        _check_object(container, path, depth)
+        _check_object(container, path, depth, may_have_nul=may_have_nul)
         items = container.items()
     else:
         _check_depth(path, depth)
         items = enumerate(container)
     for key, item in items:
-        if isinstance(item, dict | list):
-            _check(item, _join(path, key), depth + 1)
-        elif isinstance(item, str) and "\x00" in item:
+        # What orjson makes is of these very types.
+        if type(item) in _CONTAINERS:
+            _check(item, _join(path, key), depth + 1, may_have_nul=may_have_nul)
+        elif may_have_nul and isinstance(item, str) and "\x00" in item:
             raise _WrongValueError(_join(path, key), "must not contain NUL")
 
 
-def _check_object(value: Any, path: str, depth: int) -> None:
+def _check_object(value: Any, path: str, depth: int, *, may_have_nul: bool = True) -> None:
     _check_depth(path, depth)
     if len(value) > DATA_KEYS_PER_OBJECT:
         raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
-    for key in value:
-        if "\x00" in key:
-            raise _WrongValueError(path, "must not contain NUL in a key")
+    if may_have_nul and any("\x00" in key for key in value):
+        raise _WrongValueError(path, "must not contain NUL in a key")
 
 
 def _check_depth(path: str, depth: int) -> None:
