@@ -56,16 +56,24 @@ def to_identifiers(email: str | None, user_id: str | None) -> profile_pb2.Identi
 
 def to_profile_write(written: Written) -> profile_pb2.ProfileWrite:
     """What a write did to a profile, as an answer has it."""
-    person = written.person
-    if person is None:
-        return profile_pb2.ProfileWrite(outcome=to_outcome(written.outcome))
-    return profile_pb2.ProfileWrite(
-        profile_id=str(person.profile_id),
-        identifiers=to_identifiers(written.email, written.user_id),
-        outcome=to_outcome(written.outcome),
-        email_is_placeholder=is_placeholder(written.email),
-        user_id_holder_count=written.holder_count if written.holder_count > 1 else 0,
-    )
+    answer = profile_pb2.ProfileWrite()
+    fill_profile_write(answer, written)
+    return answer
+
+
+def fill_profile_write(answer: profile_pb2.ProfileWrite, written: Written) -> None:
+    """The same in place, which spares the many of a batch a copy each."""
+    answer.outcome = to_outcome(written.outcome)
+    if written.person is None:
+        return
+    answer.profile_id = str(written.person.profile_id)
+    if written.email is not None:
+        answer.identifiers.email = written.email
+        answer.email_is_placeholder = is_placeholder(written.email)
+    if written.user_id is not None:
+        answer.identifiers.user_id = written.user_id
+    if written.holder_count > 1:
+        answer.user_id_holder_count = written.holder_count
 
 
 def to_outcome(outcome: Outcome) -> profile_pb2.WriteOutcome.ValueType:

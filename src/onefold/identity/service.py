@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from onefold.errors import OnefoldError, Reason, exhausted, invalid
 from onefold.identity import store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
+    fill_profile_write,
     read_anonymous_id,
     read_data_format,
     read_identifiers,
@@ -62,11 +64,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         fields = _read_fields(checker, request)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
-        call = Call(
-            SignupSource.PROFILE_UPDATE,
-            prefer_user_id=request.prefer_user_id,
-            update_existing_only=request.update_existing_only,
-        )
+        call = _update_call(request.prefer_user_id, request.update_existing_only)
 
         async def work(connection: Connection) -> identity_service_pb2.UpdateProfileResponse:
             written = await write_profile(
@@ -170,7 +168,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 if isinstance(result, OnefoldError):
                     answer.results.add(error=to_item_error(result))
                 else:
-                    answer.results.add(profile=to_profile_write(result))
+                    fill_profile_write(answer.results.add().profile, result)
             return answer
 
         answer, _ = await write_once(
@@ -306,12 +304,13 @@ def _read_person(project: Project, person: identity_service_pb2.PersonName) -> N
 
 def _read_update(checker: Checker, project: Project, item: identity_service_pb2.ProfileUpdate) -> Update:
     named = read_identifiers(checker, project, item.identifiers, long_user_id=item.prefer_user_id)
-    call = Call(
-        SignupSource.PROFILE_UPDATE,
-        prefer_user_id=item.prefer_user_id,
-        update_existing_only=item.update_existing_only,
-    )
+    call = _update_call(item.prefer_user_id, item.update_existing_only)
     return Update(named, call, _read_fields(checker, item), item.merge_nested_objects)
+
+
+@cache
+def _update_call(prefer_user_id: bool, update_existing_only: bool) -> Call:
+    return Call(SignupSource.PROFILE_UPDATE, prefer_user_id=prefer_user_id, update_existing_only=update_existing_only)
 
 
 def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate) -> Update | OnefoldError:

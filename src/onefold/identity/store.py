@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
+
+from asyncpg.pgproto import pgproto
 
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
-from onefold.db.queries import Connection, Queries, Record
+from onefold.db.queries import Connection, Queries, Query, Record
 from onefold.errors import OnefoldError
 from onefold.identity.rules import (
     Directory,
     IdentifierKind,
+    Key,
     Named,
     Person,
     SignupSource,
-    changed_people,
-    forgotten_hash,
+    forgotten_hashes,
     is_exclusive,
-    new_people,
     wanted_identifiers,
 )
 from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
 queries: Final = Queries("onefold.identity")
 _KINDS: Final = {kind.value: kind for kind in IdentifierKind}
+
+# An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
+NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
+_NOTHING: Final[Mapping[UUID, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +66,15 @@ class LinkRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the identifiers of a batch lead to, at the moment `now` of the database's clock."""
+    """What the identifiers of a batch lead to, at the moment `now` of the database's clock.
+
+    `holder_counts` says how many hold each of those that somebody has, if that was asked for.
+    """
 
     directory: Directory
     now: datetime
     links: dict[str, LinkRow]
-    holder_counts: dict[tuple[IdentifierKind, str], int]
+    holder_counts: dict[Key, int]
 
 
 async def find(
@@ -75,23 +84,26 @@ async def find(
     *,
     count_holders: bool = False,
 ) -> Found:
-    """Looks up identifiers, at least one, in one statement. An anonymous_id that is linked comes back in `links`.
-
-    With count_holders, `holder_counts` says how many hold each of them.
-    """
+    """Looks up identifiers in one statement. An anonymous_id that is linked comes back in `links`."""
     unique = list(dict.fromkeys(wanted))
+    hashes = forgotten_hashes(project, unique)
     rows = await queries.find_holders.fetch(
         connection,
         count_holders=count_holders,
         project_id=project.project_id,
         kinds=[kind for kind, _ in unique],
         values=[value for _, value in unique],
-        hashes=[forgotten_hash(project, kind, value) for kind, value in unique],
+        hashes=hashes,
     )
-    directory = Directory(project.identifier_type)
-    people: dict[UUID, Person] = {}
-    links = {}
+    directory = Directory(
+        project.identifier_type, _ids_from(rows[0]["first_new_id"]), dict(zip(unique, hashes, strict=True))
+    )
+    links: dict[str, LinkRow] = {}
+    counts: dict[Key, int] = {}
     for row in rows:
+        if row["kind"] is None:
+            # Nobody has any of them.
+            break
         profile_id = row["profile_id"]
         key = (_KINDS[row["kind"]], row["value"])
         if row["is_forgotten"]:
@@ -101,16 +113,20 @@ async def find(
         if key[0] is IdentifierKind.ANONYMOUS_ID:
             links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
             continue
-        person = people.get(profile_id)
-        if person is None:
-            person = people[profile_id] = Person(
-                profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
-            )
+        person = directory.people.get(profile_id) or Person(
+            profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
+        )
         directory.add(*key, person)
         if row["is_redirect"]:
             directory.redirects.add(key)
-    counts = {(_KINDS[row["kind"]], row["value"]): row["holder_count"] for row in rows} if count_holders else {}
+        if row["holder_count"]:
+            counts[key] = row["holder_count"]
     return Found(directory, rows[0]["now"], links, counts)
+
+
+def _ids_from(first: UUID) -> Iterator[UUID]:
+    """Ids that count on from one, by the driver's own type: made and sent several times as fast as the standard one."""
+    return (pgproto.UUID((first.int + number).to_bytes(16)) for number in itertools.count())
 
 
 async def find_person(
@@ -156,7 +172,7 @@ async def find_profile(connection: Connection, project: Project, named: Named) -
         person = people.setdefault(profile.profile_id, Person(profile.profile_id, profile.email, profile.user_id))
         directory.add(IdentifierKind(row["kind"]), row["value"], person)
     found = directory.find(named)
-    if found is None or found.profile_id is None:
+    if found is None:
         return None, 0
     counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
     return profiles[found.profile_id], counts.get(wanted[0]) or 0
@@ -214,36 +230,36 @@ async def set_data_fields(connection: Connection, project_id: str, profile_id: U
 
 
 async def write_people(
-    connection: Connection, project: Project, directory: Directory, data_fields: dict[int, str] | None = None
+    connection: Connection, project: Project, directory: Directory, data_fields: Mapping[UUID, str] = _NOTHING
 ) -> None:
-    """Writes what a batch did to people: new profiles (which get their ids here) and changed identifiers.
+    """Writes what a batch did to people: new profiles and changed identifiers.
 
-    `data_fields` holds JSON text for new people, by id() of the Person; others start empty. LostRaceError if another
-    transaction changed or took what this one builds on.
+    `data_fields` holds JSON text for new people, by their ids; others start empty. LostRaceError if another transaction
+    changed or took what this one builds on.
 
     The order is that of all writers: rows, then identifiers, each sorted; so no two of them deadlock.
     """
-    created, changed = new_people(directory.people), changed_people(directory.people)
+    created, changed = directory.new_people(), directory.changed_people()
+    new = _new_identifiers(project, created + changed)
     if changed:
         await _lock_unchanged(connection, project, changed)
         await _release_old(connection, project, changed)
+        await claim_identifiers(connection, project, new)
+    elif created:
+        await _claim(connection, project, new, queries.claim_for_new_people)
     if created:
-        ids = await queries.new_profile_ids.fetch(connection, count=len(created))
-        for person, row in zip(created, ids, strict=True):
-            person.profile_id = row["profile_id"]
-    if created or changed:
-        await _claim_new(connection, project, created + changed)
-    if created:
-        fields = data_fields or {}
-        await queries.insert_profiles.execute(
+        inserted = await queries.insert_profiles.execute(
             connection,
             project_id=project.project_id,
             profile_ids=[person.profile_id for person in created],
             emails=[person.email for person in created],
             user_ids=[person.user_id for person in created],
-            data_fields=[fields.get(id(person), "{}") for person in created],
+            data_fields=[data_fields.get(person.profile_id, "{}") for person in created],
             sources=[person.source for person in created],
+            hashes=[directory.hashes[kind, value] for kind, value, _, _ in new],
         )
+        if inserted != len(created):
+            raise LostRaceError
     if changed:
         await queries.set_identifiers.execute(
             connection,
@@ -265,6 +281,8 @@ async def lock_many_data_fields(connection: Connection, project_id: str, people:
 
     LostRaceError if the identifiers of one are no longer those that it was found by.
     """
+    if not people:
+        return {}
     rows = await queries.lock_data_fields.fetch(
         connection, project_id=project_id, profile_ids=[person.profile_id for person in people]
     )
@@ -349,7 +367,7 @@ async def _lock_unchanged(connection: Connection, project: Project, people: list
     )
     stored = {row["profile_id"]: (row["email"], row["user_id"]) for row in rows}
     for person in people:
-        if person.profile_id is None or stored.get(person.profile_id) != (person.stored_email, person.stored_user_id):
+        if stored.get(person.profile_id) != (person.stored_email, person.stored_user_id):
             raise LostRaceError
 
 
@@ -367,54 +385,46 @@ async def _release_old(connection: Connection, project: Project, people: list[Pe
         )
 
 
-async def _claim_new(connection: Connection, project: Project, people: list[Person]) -> None:
-    new = [
-        (kind, after, person.profile_id, is_exclusive(project.identifier_type, kind))
+def _new_identifiers(project: Project, people: list[Person]) -> list[NewIdentifier]:
+    exclusive = {kind: is_exclusive(project.identifier_type, kind) for kind in IdentifierKind}
+    return [
+        (kind, after, person.profile_id, exclusive[kind])
         for person in people
         for kind, before, after in _identifier_changes(person)
         if after is not None and before != after
     ]
-    await claim_identifiers(connection, project, new)
 
 
-async def claim_identifiers(
-    connection: Connection, project: Project, new: list[tuple[IdentifierKind, str, UUID | None, bool]]
-) -> None:
-    """Gives identifiers (kind, value, profile_id, exclusive) to profiles.
+async def claim_identifiers(connection: Connection, project: Project, new: Sequence[NewIdentifier]) -> None:
+    """Gives identifiers to profiles.
 
     LostRaceError if somebody has one of them, or if one was forgotten, since they were looked up.
     """
-    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
-
-    async def claim() -> int:
-        return await queries.claim_identifiers.execute(
-            connection,
-            project_id=project.project_id,
-            kinds=kinds,
-            values=values,
-            profile_ids=profile_ids,
-            exclusive=exclusive,
-        )
-
-    claimed = await claim()
-    if claimed != len(new):
-        # One that a merge left to somebody, and whose time is over, is free.
-        if await release_redirects(connection, project, [key[:3] for key in new]):
-            claimed += await claim()
-        if claimed != len(new):
-            # Somebody committed one of them first; from the start again, the look-up finds theirs.
-            raise LostRaceError
+    await _claim(connection, project, new, queries.claim_identifiers)
     # ForgetProfile claims what it blocks, so whoever waited for it above sees it here, and nobody comes in between.
-    hashes = [forgotten_hash(project, kind, value) for kind, value, _, _ in new]
+    hashes = forgotten_hashes(project, [(kind, value) for kind, value, _, _ in new])
     if await queries.any_forgotten.fetchval(connection, project_id=project.project_id, hashes=hashes):
         raise LostRaceError
 
 
-def _identifier_changes(person: Person) -> list[tuple[IdentifierKind, str | None, str | None]]:
-    return [
+async def _claim(connection: Connection, project: Project, new: Sequence[NewIdentifier], statement: Query) -> None:
+    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
+    claims = {"kinds": kinds, "values": values, "profile_ids": profile_ids, "exclusive": exclusive}
+    claimed = await statement.execute(connection, project_id=project.project_id, **claims)
+    if claimed != len(new):
+        # One that a merge left to somebody, and whose time is over, is free.
+        if await release_redirects(connection, project, [key[:3] for key in new]):
+            claimed += await queries.claim_identifiers.execute(connection, project_id=project.project_id, **claims)
+        if claimed != len(new):
+            # Somebody committed one of them first; from the start again, the look-up finds theirs.
+            raise LostRaceError
+
+
+def _identifier_changes(person: Person) -> tuple[tuple[IdentifierKind, str | None, str | None], ...]:
+    return (
         (IdentifierKind.EMAIL, person.stored_email, person.email),
         (IdentifierKind.USER_ID, person.stored_user_id, person.user_id),
-    ]
+    )
 
 
 def to_profile_row(row: Record) -> Profile:

@@ -10,8 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
@@ -27,8 +26,7 @@ _CONTAINERS: Final = frozenset({dict, list})
 _LONG_NUMBER: Final = re.compile(r"[0-9.]{16}")
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """An accepted JSON object: as Python values and as the text to store."""
 
     value: dict[str, Any]
@@ -82,12 +80,14 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
     if not isinstance(value, dict):
         checker.refuse(field, "must be a JSON object")
         return EMPTY
-    try:
-        # NUL can only stand in JSON text as an escape, which hardly any text has.
-        _check(value, "", 1, may_have_nul="\\u0000" in text)
-    except _WrongValueError as wrong:
-        checker.refuse(field + wrong.path, wrong.description)
-        return EMPTY
+    # NUL can only stand in JSON text as an escape, which hardly any text has.
+    may_have_nul = "\\u0000" in text
+    if may_have_nul or _may_be_too_deep_or_wide(text):
+        try:
+            _check(value, "", 1, may_have_nul=may_have_nul)
+        except _WrongValueError as wrong:
+            checker.refuse(field + wrong.path, wrong.description)
+            return EMPTY
     return _sized(checker, field, Payload(value, text), max_bytes)
 
 
@@ -139,6 +139,11 @@ def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
 def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     _check_depth(path, depth)
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
+
+
+def _may_be_too_deep_or_wide(text: str) -> bool:
+    """Whether a JSON text must be walked through for that. Nearly none: a level takes a bracket, and a key a colon."""
+    return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT
 
 
 def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_have_nul: bool) -> None:
