@@ -105,6 +105,29 @@ BAD_EVENTS: list[BadEvent] = [
     ("neither person nor visitor", ANY, person(), ["identifiers"]),
     ("empty identifiers", ANY, person(identifiers=Identifiers()), ["identifiers"]),
     *(
+        (f"nobody, recipient {bad!r}", ANY, person(data=struct({"recipient": bad})), [field])
+        for bad, field in [
+            ("", "identifiers"),
+            (None, "identifiers"),
+            ("person", "data.recipient"),
+            ("a@example.com ", "data.recipient"),
+            ("é@example.com", "data.recipient"),
+            ("ａ@example.com", "data.recipient"),
+            ("a\0@example.com", "data.recipient"),
+            ("a" * 243 + "@example.com", "data.recipient"),
+            (5, "data.recipient"),
+            (["a@example.com"], "data.recipient"),
+        ]
+    ),
+    ("nobody, recipient in JSON", ANY, person(data_json='{"recipient":"a@"}'), ["data_json.recipient"]),
+    ("an invite with bad data", ANY, person(data=struct({"recipient": "a@example.com", "b": "\0"})), ["data.b"]),
+    (
+        "an invite too far ahead",
+        ONE,
+        person(data=struct({"recipient": "a@b.org"}), event_time=ahead(25)),
+        ["event_time"],
+    ),
+    *(
         (f"email {bad!r}", BY_EMAIL, person(identifiers=email(bad)), ["identifiers.email"])
         for bad in [
             "person",
@@ -217,7 +240,7 @@ BAD_EVENTS: list[BadEvent] = [
 async def test_a_bad_event_is_refused_whole(
     projects: Projects, project: str, event: NewEvent, fields: list[str]
 ) -> None:
-    """X2, X5, I1, I2, P3, E1, E6, F64, F66 to F69: INVALID_ARGUMENT names every wrong field; nothing is stored."""
+    """X2, X5, I1, I2, P3, E1, E6, F64, F66, F67, F68, F69: INVALID_ARGUMENT names all that is wrong; nothing is stored."""
     client = projects[project]
     alone = await failure(client.events.Track(TrackRequest(event=event, request_id="r1")))
     assert (alone.code, alone.reason) == (INVALID, "FIELDS_INVALID")

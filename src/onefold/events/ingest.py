@@ -21,7 +21,7 @@ from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
 from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,9 @@ def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, 
             )
         elif arrival.anonymous_id is not None:
             wanted.append((IdentifierKind.ANONYMOUS_ID, arrival.anonymous_id))
+        elif arrival.recipient is not None:
+            # Whoever has the address gets nothing of the invite, but it may have been forgotten.
+            wanted.append((IdentifierKind.EMAIL, arrival.recipient))
     return wanted
 
 
@@ -161,12 +164,15 @@ async def _claim_ids(
 
 
 def _not_forgotten(batch: _Batch, found: identity.Found, items: list[_Item]) -> list[_Item]:
-    """The items whose person may be written to; the others get their result."""
+    """The items whose person or recipient may be written to; the others get their result."""
     allowed = []
     for item in items:
+        arrival = item.arrival
         try:
-            if item.arrival.named is not None:
-                found.directory.refuse_forgotten(item.arrival.named)
+            if arrival.named is not None:
+                found.directory.refuse_forgotten(arrival.named)
+            elif arrival.recipient is not None:
+                found.directory.refuse_forgotten(Named(arrival.recipient, None))
             allowed.append(item)
         except OnefoldError as error:
             batch.results[item.position] = error
@@ -228,6 +234,8 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.kind,
         arrival.name,
         arrival.payload.text,
+        arrival.recipient,
+        arrival.suppress_triggers,
     )
 
 

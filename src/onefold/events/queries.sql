@@ -35,6 +35,7 @@ INSERT INTO events (
     origin_id,
     name,
     anonymous_id,
+    suppress_triggers,
     data
 )
 SELECT
@@ -48,6 +49,7 @@ SELECT
     new.origin_id,
     new.name,
     new.anonymous_id,
+    new.suppress_triggers,
     new.data
 FROM
     unnest(
@@ -58,15 +60,16 @@ FROM
         :origin_ids::uuid [],
         :names::text [],
         :anonymous_ids::text [],
+        :suppress_triggers::boolean [],
         :data::json []
-    ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, data)
+    ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, suppress_triggers, data)
 ON CONFLICT DO NOTHING
 RETURNING profile_id, event_time, event_id;
 
 -- name: insert_anonymous_events
 -- Visitors' events.
 INSERT INTO anonymous_events (
-    project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, data
+    project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, suppress_triggers, data
 )
 SELECT
     :project_id,
@@ -77,6 +80,7 @@ SELECT
     new.kind,
     new.name,
     new.anonymous_id,
+    new.suppress_triggers,
     new.data
 FROM
     unnest(
@@ -86,9 +90,46 @@ FROM
         :kinds::smallint [],
         :names::text [],
         :anonymous_ids::text [],
+        :suppress_triggers::boolean [],
         :data::json []
-    ) AS new (subject_id, event_time, event_id, kind, name, anonymous_id, data)
+    ) AS new (subject_id, event_time, event_id, kind, name, anonymous_id, suppress_triggers, data)
 ON CONFLICT DO NOTHING;
+
+-- name: are_being_erased
+-- Whether invites to one of these addresses are being erased, those of this moment included: the transaction began before
+-- the address was forgotten, or let go, and must begin again to know what holds.
+SELECT EXISTS (
+    SELECT FROM moves
+    WHERE project_id = :project_id AND container_recipient = ANY(:recipients::text []) AND window_end_time >= now()
+);
+
+-- name: insert_invite_events
+-- Invites; the keys of those that were stored. The conflict is the same as for a person's events.
+INSERT INTO invite_events (
+    project_id, recipient, event_time, event_id, receive_time, kind, name, suppress_triggers, data
+)
+SELECT
+    :project_id,
+    new.recipient,
+    new.event_time,
+    new.event_id,
+    now(),
+    new.kind,
+    new.name,
+    new.suppress_triggers,
+    new.data
+FROM
+    unnest(
+        :recipients::text [],
+        :event_times::timestamptz [],
+        :event_ids::text [],
+        :kinds::smallint [],
+        :names::text [],
+        :suppress_triggers::boolean [],
+        :data::json []
+    ) AS new (recipient, event_time, event_id, kind, name, suppress_triggers, data)
+ON CONFLICT DO NOTHING
+RETURNING recipient, event_time, event_id;
 
 -- name: lock_ledger
 -- Holds the ledger entries that late events are counted in, in order: two batches cannot deadlock over them.
@@ -376,5 +417,36 @@ FROM own
 UNION ALL
 SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_id, data
 FROM given_back
+ORDER BY event_time DESC, event_id DESC
+LIMIT :count::integer;
+
+-- name: list_invite_events
+-- One page of the invites sent to an address, newest first, without those that are being erased because the address was
+-- forgotten.
+SELECT
+    event_time,
+    event_id,
+    receive_time,
+    kind,
+    false AS was_anonymous,
+    name,
+    NULL::text AS anonymous_id,
+    data
+FROM invite_events
+WHERE
+    project_id = :project_id
+    AND recipient = :recipient
+    AND receive_time > coalesce(
+        (
+            SELECT max(moves.window_end_time)
+            FROM moves
+            WHERE moves.project_id = :project_id AND moves.container_recipient = :recipient
+        ),
+        '-infinity'
+    )
+    AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+    AND event_time >= :start_time::timestamptz
+    AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+    AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
 ORDER BY event_time DESC, event_id DESC
 LIMIT :count::integer;

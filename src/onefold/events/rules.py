@@ -41,7 +41,10 @@ _COMMERCE: Final = frozenset({EventKind.PURCHASE, EventKind.CART_UPDATE})
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An event of a request, checked; anonymous without `named`. Id and time may be left to the server."""
+    """An event of a request, checked: a person's with `named`, else a visitor's with `anonymous_id`, else an invite.
+
+    Id and time may be left to the server.
+    """
 
     named: Named | None
     anonymous_id: str | None
@@ -52,9 +55,15 @@ class Arrival:
     event_time: datetime | None
     prefer_user_id: bool = False
     update_existing_only: bool = False
+    # Of an invite: the address in its data that it was sent to, lower-cased.
+    recipient: str | None = None
+    suppress_triggers: bool = False
 
     def body_hash(self) -> bytes:
-        """16 bytes, equal for the same body: whose it is, what, when as given, and the data in any key order."""
+        """16 bytes, equal for the same body: whose it is, what, when as given, and the data in any key order.
+
+        Whom an invite was sent to is part of its data. Whether the event may trigger is not part of the body.
+        """
         body = [
             [self.named.email, self.named.user_id] if self.named else None,
             self.anonymous_id,
@@ -67,7 +76,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """An event to store: a person's when profile_id is set, else a visitor's."""
+    """An event to store: a person's when profile_id is set, an invite when recipient is, else a visitor's."""
 
     profile_id: UUID | None
     anonymous_id: str | None
@@ -79,6 +88,8 @@ class EventRow:
     kind: EventKind
     name: str
     data: str
+    recipient: str | None = None
+    suppress_triggers: bool = False
 
 
 def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:
@@ -98,7 +109,7 @@ def check_time(arrival: Arrival, now: datetime) -> OnefoldError | None:
         return None
     if arrival.event_time > now + EVENT_AHEAD:
         return invalid([Violation("event_time", "lies more than 24 hours ahead")])
-    if arrival.named is None and is_expired(arrival.event_time, now):
+    if arrival.named is None and arrival.recipient is None and is_expired(arrival.event_time, now):
         return invalid(
             [Violation("event_time", "lies 30 days or more in the past, and the event has no person")],
             Reason.EVENT_EXPIRED,

@@ -21,6 +21,7 @@ from onefold.events.ingest import Accepted, Result, ingest
 from onefold.events.rules import Arrival, EventKind, is_backfilled
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_outcome
 from onefold.identity.people import find_profile_id
+from onefold.identity.rules import email_problem, fold_ascii
 from onefold.identity.store import subject_id
 from onefold.limits import (
     BATCH_EVENTS,
@@ -122,8 +123,11 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         count = page_size(checker, request.page_size)
         wanted = _read_filter(checker, request, count)
         subject = request.WhichOneof("subject")
+        recipient = ""
         if subject == "anonymous_id":
             read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
+        elif subject == "recipient":
+            recipient = _check_recipient(checker, "recipient", request.recipient)
         elif subject == "profile_id":
             checker.uuid("profile_id", request.profile_id)
         named = (
@@ -137,6 +141,8 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             if subject == "anonymous_id":
                 rows = await store.list_anonymous_events(connection, project.project_id, request.anonymous_id, wanted)
                 return None, rows
+            if subject == "recipient":
+                return None, await store.list_invite_events(connection, project.project_id, recipient, wanted)
             profile_id = await find_profile_id(
                 connection, project, named, UUID(request.profile_id) if subject == "profile_id" else None
             )
@@ -144,11 +150,13 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
 
         # Who it is and what they did are of one moment: no merge can come between the two.
         profile_id, rows = await self._database.read(list_page, snapshot=True)
-        return _to_page(request, profile_id, rows, count, as_json=as_json)
+        return _to_page(request, profile_id, recipient, rows, count, as_json=as_json)
 
 
 def _subjects(project: Project, arrivals: Sequence[Arrival]) -> set[UUID]:
-    return {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
+    """Whom a stored answer tells about beside profiles: it goes when one of them is forgotten."""
+    subjects = {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
+    return subjects.union(store.recipient_id(project.project_id, each.recipient) for each in arrivals if each.recipient)
 
 
 def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:
@@ -165,8 +173,8 @@ def _read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, p
         )
     if event.anonymous_id:
         anonymous_id = read_anonymous_id(checker, project, f"{prefix}anonymous_id", event.anonymous_id)
-    if named is None and anonymous_id is None:
-        checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id is given")
+    payload = _read_data(checker, event, prefix)
+    recipient = _read_recipient(checker, event, payload, prefix) if named is None and anonymous_id is None else None
     name = checker.text(f"{prefix}name", event.name, required=True, max_bytes=NAME_BYTES)
     kind = checker.one_of(f"{prefix}kind", event.kind, event_pb2.EventKind.values())
     event_id = checker.text(f"{prefix}event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
@@ -176,11 +184,13 @@ def _read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, p
         anonymous_id,
         name,
         EventKind(kind) if kind in list(EventKind) else EventKind.CUSTOM,
-        _read_data(checker, event, prefix),
+        payload,
         event_id or None,
         event_time,
         event.prefer_user_id,
         event.update_existing_only,
+        recipient,
+        event.suppress_triggers,
     )
 
 
@@ -192,6 +202,27 @@ def _read_data(checker: Checker, event: event_pb2.NewEvent, prefix: str) -> Payl
             return read_json(checker, f"{prefix}data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
         case _:
             return EMPTY
+
+
+def _read_recipient(checker: Checker, event: event_pb2.NewEvent, payload: Payload, prefix: str) -> str | None:
+    """The address that an event of nobody was sent to, which is in its data (E6)."""
+    form = event.WhichOneof("payload")
+    if payload is EMPTY and form is not None:
+        # The data was refused; what it would have said is not known.
+        return None
+    recipient = payload.value.get("recipient")
+    if recipient is None or recipient == "":
+        checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id or data.recipient is given")
+        return None
+    return _check_recipient(checker, f"{prefix}{form}.recipient", recipient)
+
+
+def _check_recipient(checker: Checker, field: str, value: object) -> str:
+    recipient = fold_ascii(value) if isinstance(value, str) else ""
+    problem = email_problem(recipient) if recipient else "must be an email address"
+    if problem:
+        checker.refuse(field, problem)
+    return recipient
 
 
 def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest, count: int) -> store.Filter:
@@ -246,12 +277,13 @@ def _to_result(accepted: Accepted) -> event_pb2.TrackResult:
 def _to_page(
     request: events_service_pb2.ListEventsRequest,
     profile_id: UUID | None,
+    recipient: str,
     rows: Sequence[store.StoredEvent],
     count: int,
     *,
     as_json: bool,
 ) -> events_service_pb2.ListEventsResponse:
-    page = build_page(rows, count, lambda row: _to_event(row, profile_id, as_json=as_json))
+    page = build_page(rows, count, lambda row: _to_event(row, profile_id, recipient, as_json=as_json))
     answer = events_service_pb2.ListEventsResponse(events=page)
     if len(page) < len(rows):
         last = rows[len(page) - 1]
@@ -259,7 +291,9 @@ def _to_page(
     return answer
 
 
-def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool) -> event_pb2.Event:
+def _to_event(
+    row: store.StoredEvent, profile_id: UUID | None, recipient: str = "", *, as_json: bool
+) -> event_pb2.Event:
     event = event_pb2.Event(
         event_id=row.event_id,
         name=row.name,
@@ -270,6 +304,7 @@ def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool)
         anonymous_id=row.anonymous_id or "",
         was_anonymous=row.was_anonymous,
         backfilled=is_backfilled(row.event_time, row.receive_time),
+        recipient=recipient,
     )
     if as_json:
         event.data_json = row.data

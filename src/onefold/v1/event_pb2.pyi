@@ -84,7 +84,10 @@ Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
 class NewEvent(_message.Message):
-    """An event as a caller tells it. It needs identifiers or an anonymous_id; with both it belongs to the person."""
+    """An event as a caller tells it. It needs identifiers or an anonymous_id; with both it belongs to the person. With
+    neither, and the email address it was sent to in its data as `recipient`, it is an invite: it is kept under that
+    address, belongs to nobody and creates no profile, whoever has or will have the address.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,6 +101,7 @@ class NewEvent(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     PREFER_USER_ID_FIELD_NUMBER: _builtins.int
     UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
+    SUPPRESS_TRIGGERS_FIELD_NUMBER: _builtins.int
     anonymous_id: _builtins.str
     """The visitor's client-made id: 1 to 256 bytes, printable, without surrounding space. The ids refused as user_id
     are refused here too.
@@ -118,6 +122,10 @@ class NewEvent(_message.Message):
     """
     update_existing_only: _builtins.bool
     """Skip the event rather than create a profile for it."""
+    suppress_triggers: _builtins.bool
+    """Keep the event from triggering anything, as one does when filling in the past. Not part of the body that an
+    event_id stands for.
+    """
     @_builtins.property
     def identifiers(self) -> _profile_pb2.Identifiers:
         """Whose event it is."""
@@ -143,10 +151,11 @@ class NewEvent(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         prefer_user_id: _builtins.bool = ...,
         update_existing_only: _builtins.bool = ...,
+        suppress_triggers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_json", b"data_json", "event_time", b"event_time", "identifiers", b"identifiers", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "identifiers", b"identifiers", "kind", b"kind", "name", b"name", "payload", b"payload", "prefer_user_id", b"prefer_user_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "identifiers", b"identifiers", "kind", b"kind", "name", b"name", "payload", b"payload", "prefer_user_id", b"prefer_user_id", "suppress_triggers", b"suppress_triggers", "update_existing_only", b"update_existing_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["data", "data_json"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
@@ -171,10 +180,12 @@ class TrackResult(_message.Message):
     """The same event_id and body had been stored before; nothing was stored now."""
     profile_outcome: _profile_pb2.WriteOutcome.ValueType
     """What the event did to the profile it names: CREATED, UPDATED (an identifier was overwritten), UNCHANGED or
-    SKIPPED. UNSPECIFIED for an anonymous event.
+    SKIPPED. UNSPECIFIED for an anonymous event and an invite.
     """
     profile_id: _builtins.str
-    """The profile that the event belongs to; empty while it is anonymous. For a duplicate: whom it names by now."""
+    """The profile that the event belongs to; empty while it is anonymous, and for an invite. For a duplicate: whom it
+    names by now.
+    """
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
         """When the event was accepted, by the database's clock. For a duplicate: when the first one was."""
@@ -213,6 +224,7 @@ class Event(_message.Message):
     ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
     WAS_ANONYMOUS_FIELD_NUMBER: _builtins.int
     BACKFILLED_FIELD_NUMBER: _builtins.int
+    RECIPIENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique in its project."""
     name: _builtins.str
@@ -222,13 +234,15 @@ class Event(_message.Message):
     data_json: _builtins.str
     """As JSON text."""
     profile_id: _builtins.str
-    """The profile it belongs to; empty while it is anonymous."""
+    """The profile it belongs to; empty while it is anonymous, and for an invite."""
     anonymous_id: _builtins.str
     """The client-made id it came with, if any; kept when the event is associated with a person."""
     was_anonymous: _builtins.bool
     """Whether it was told without a person and associated with one later."""
     backfilled: _builtins.bool
     """Whether it was more than 5 minutes old when it arrived."""
+    recipient: _builtins.str
+    """Of an invite the address it was sent to, with its ASCII letters lower-cased; empty for every other event."""
     @_builtins.property
     def data(self) -> _struct_pb2.Struct:
         """As a Struct; set unless JSON was asked for."""
@@ -255,10 +269,11 @@ class Event(_message.Message):
         anonymous_id: _builtins.str = ...,
         was_anonymous: _builtins.bool = ...,
         backfilled: _builtins.bool = ...,
+        recipient: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_json", b"data_json", "event_time", b"event_time", "payload", b"payload", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "backfilled", b"backfilled", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "name", b"name", "payload", b"payload", "profile_id", b"profile_id", "receive_time", b"receive_time", "was_anonymous", b"was_anonymous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "backfilled", b"backfilled", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "name", b"name", "payload", b"payload", "profile_id", b"profile_id", "receive_time", b"receive_time", "recipient", b"recipient", "was_anonymous", b"was_anonymous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["data", "data_json"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
