@@ -1,8 +1,9 @@
 """Taking events in: the whole of Track and BatchTrack below the messages.
 
 A batch costs a fixed number of statements, whatever its size: one look-up of everybody it names, one that claims event
-ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request,
-so that a batch does what its events would have done one by one; an item that is refused leaves no trace.
+ids, at most a few that create people, two for carts if it has any, one to three inserts. Items are worked out in memory
+in the order of the request, so that a batch does what its events would have done one by one; an item that is refused
+leaves no trace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onefold.clock import to_microseconds
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
+from onefold.events.carts import Carts
 from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
@@ -86,11 +88,15 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
     fresh, waiting = await _claim_ids(connection, project, batch, _not_forgotten(batch, found, items), found)
 
+    carts = await Carts.hold(connection, project.project_id, found.directory, [item.arrival for item in fresh])
+
     placed: list[_Item] = []
     unused: list[_Item] = []
     for index, item in enumerate(fresh):
         try:
             _check_time(item, found.now)
+            # Worked out before the person is touched: an event whose cart is too large leaves no trace.
+            change = carts.plan(found.directory, item.arrival, found.now)
             stored = _place(project, found, item)
         except VacatedError:
             unused += fresh[index:]
@@ -102,11 +108,14 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
             continue
         if stored:
             placed.append(item)
+            if change is not None and item.person is not None and item.profile_outcome is not None:
+                item.profile_outcome = carts.apply(item.person, change, item.profile_outcome)
         else:
             batch.results[item.position] = Accepted("", found.now, False, Outcome.SKIPPED, None)
             unused.append(item)
 
     await identity.write_people(connection, project, found.directory)
+    await carts.write(connection, project.project_id)
     # An id is used up by a stored event only.
     await store.release_event_ids(
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]

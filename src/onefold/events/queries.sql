@@ -450,3 +450,31 @@ WHERE
     AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
 ORDER BY event_time DESC, event_id DESC
 LIMIT :count::integer;
+
+-- name: hold_carts
+-- The profiles whose carts a batch may change, with what the change builds on, and those whose identifiers it may change.
+-- Held until the end of the transaction, always in this order: two batches over the same people cannot deadlock.
+SELECT
+    profile_id,
+    email,
+    user_id,
+    cart_event_time,
+    CASE WHEN profile_id = ANY(:shopping_ids::uuid []) THEN data_fields::text END AS data_fields
+FROM profiles
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
+ORDER BY profile_id
+FOR UPDATE;
+
+-- name: set_carts
+-- Where only the moment changes, because the cart is the same as before, the profile is not updated for its readers.
+UPDATE profiles
+SET
+    data_fields = coalesce(new.data_fields, profiles.data_fields),
+    cart_event_time = new.cart_event_time,
+    profile_update_time = CASE WHEN new.data_fields IS NULL THEN profiles.profile_update_time ELSE now() END,
+    update_time = CASE WHEN new.data_fields IS NULL THEN profiles.update_time ELSE now() END
+FROM
+    unnest(:profile_ids::uuid [], :cart_event_times::timestamptz [], :data_fields::json []) AS new (
+        profile_id, cart_event_time, data_fields
+    )
+WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;

@@ -6,7 +6,7 @@ import enum
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -35,8 +35,12 @@ class EventKind(enum.IntEnum):
     WEB_PUSH_CLICK = 11
 
 
-# In an EMAIL project only these create the profile they name (I5).
-_COMMERCE: Final = frozenset({EventKind.PURCHASE, EventKind.CART_UPDATE})
+# Where the items of an event are in its data, as clients know them. In an EMAIL project only these kinds create the
+# profile they name (I5).
+ITEMS_FIELDS: Final = {EventKind.PURCHASE: "shoppingCartItems", EventKind.CART_UPDATE: "updatedShoppingCartItems"}
+TOTAL_FIELD: Final = "total"
+# The data field of a profile that holds its cart.
+CART_FIELD: Final = "shoppingCartItems"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +98,29 @@ class EventRow:
 
 def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:
     """What the event may do with a person it does not find (I5, I6, I7)."""
-    commerce = arrival.kind in _COMMERCE
+    commerce = arrival.kind in ITEMS_FIELDS
     return Call(
         SignupSource.EVENT,
         creates=commerce or project_type is not IdentifierType.EMAIL,
         prefer_user_id=commerce and arrival.prefer_user_id,
         update_existing_only=arrival.update_existing_only,
     )
+
+
+def changes_cart(arrival: Arrival) -> bool:
+    """Whether the event may change the cart of the person it names (E7)."""
+    return arrival.kind in ITEMS_FIELDS and arrival.named is not None
+
+
+def cart_after(arrival: Arrival) -> list[Any]:
+    """What is in the cart after a purchase or a cart update (E7). An update that tells no items empties it."""
+    items = arrival.payload.value.get(ITEMS_FIELDS[EventKind.CART_UPDATE])
+    return items if arrival.kind is EventKind.CART_UPDATE and isinstance(items, list) else []
+
+
+def is_newer_cart(event_time: datetime, cart_event_time: datetime | None) -> bool:
+    """Whether an event changes a cart that stands as of another one: of two of one moment the one told later counts."""
+    return cart_event_time is None or event_time >= cart_event_time
 
 
 def check_time(arrival: Arrival, now: datetime) -> OnefoldError | None:

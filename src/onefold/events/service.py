@@ -17,24 +17,17 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Violation, invalid
 from onefold.events import store
 from onefold.events.batcher import Batcher
-from onefold.events.ingest import Accepted, Result, ingest
+from onefold.events.ingest import Result, ingest
+from onefold.events.messages import check_recipient, read_batch, read_event, to_batch_results, to_result
 from onefold.events.rules import Arrival, EventKind, is_backfilled
-from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_outcome
+from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers
 from onefold.identity.people import find_profile_id
-from onefold.identity.rules import email_problem, fold_ascii
 from onefold.identity.store import subject_id
-from onefold.limits import (
-    BATCH_EVENTS,
-    EVENT_DATA_BYTES,
-    EVENT_ID_CHARACTERS,
-    FILTER_NAMES,
-    NAME_BYTES,
-)
+from onefold.limits import BATCH_EVENTS, FILTER_NAMES, NAME_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.paging import build_page, make_token, moment_part, page_size, read_token, text_part
-from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct, write_struct
+from onefold.rpc.payload import write_struct
 from onefold.rpc.replay import write_once
-from onefold.rpc.status import to_item_error
 from onefold.v1 import event_pb2, events_service_pb2, events_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,7 +49,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores one event."""
         project = caller().project
         checker = Checker()
-        arrival = _read_event(checker, project, request.event, "event.")
+        arrival = read_event(checker, project, request.event, "event.")
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
         if not request_id:
@@ -88,19 +81,10 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             checker.refuse("events", f"must have at most {BATCH_EVENTS} items")
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
-        read = [_read_item(project, event) for event in request.events]
-        arrivals = [item for item in read if isinstance(item, Arrival)]
+        read = read_batch(project, request.events)
 
         async def work(connection: Connection) -> events_service_pb2.BatchTrackResponse:
-            stored = iter(await ingest(connection, project, arrivals))
-            answer = events_service_pb2.BatchTrackResponse()
-            for item in read:
-                result: Result = next(stored) if isinstance(item, Arrival) else item
-                if isinstance(result, OnefoldError):
-                    answer.results.add(error=to_item_error(result))
-                else:
-                    answer.results.add(result=_to_result(result))
-            return answer
+            return events_service_pb2.BatchTrackResponse(results=await _store(connection, project, read))
 
         answer, _ = await write_once(
             self._database,
@@ -109,7 +93,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             request_id,
             events_service_pb2.BatchTrackResponse,
             work,
-            subjects=_subjects(project, arrivals),
+            subjects=_subjects(project, _arrivals(read)),
         )
         return answer
 
@@ -127,7 +111,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         if subject == "anonymous_id":
             read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
         elif subject == "recipient":
-            recipient = _check_recipient(checker, "recipient", request.recipient)
+            recipient = check_recipient(checker, "recipient", request.recipient)
         elif subject == "profile_id":
             checker.uuid("profile_id", request.profile_id)
         named = (
@@ -153,76 +137,21 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         return _to_page(request, profile_id, recipient, rows, count, as_json=as_json)
 
 
+async def _store(
+    connection: Connection, project: Project, read: Sequence[Arrival | OnefoldError]
+) -> list[events_service_pb2.BatchTrackResult]:
+    """Stores the events of a batch that could be read; the results of all of it, in order."""
+    return to_batch_results(read, await ingest(connection, project, _arrivals(read)))
+
+
+def _arrivals(read: Sequence[Arrival | OnefoldError]) -> list[Arrival]:
+    return [item for item in read if isinstance(item, Arrival)]
+
+
 def _subjects(project: Project, arrivals: Sequence[Arrival]) -> set[UUID]:
     """Whom a stored answer tells about beside profiles: it goes when one of them is forgotten."""
     subjects = {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
     return subjects.union(store.recipient_id(project.project_id, each.recipient) for each in arrivals if each.recipient)
-
-
-def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:
-    checker = Checker()
-    arrival = _read_event(checker, project, event, "")
-    return invalid(checker.violations) if checker.violations else arrival
-
-
-def _read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, prefix: str) -> Arrival:
-    named = anonymous_id = None
-    if event.HasField("identifiers"):
-        named = read_identifiers(
-            checker, project, event.identifiers, prefix=f"{prefix}identifiers", long_user_id=event.prefer_user_id
-        )
-    if event.anonymous_id:
-        anonymous_id = read_anonymous_id(checker, project, f"{prefix}anonymous_id", event.anonymous_id)
-    payload = _read_data(checker, event, prefix)
-    recipient = _read_recipient(checker, event, payload, prefix) if named is None and anonymous_id is None else None
-    name = checker.text(f"{prefix}name", event.name, required=True, max_bytes=NAME_BYTES)
-    kind = checker.one_of(f"{prefix}kind", event.kind, event_pb2.EventKind.values())
-    event_id = checker.text(f"{prefix}event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
-    event_time = checker.timestamp(f"{prefix}event_time", event.event_time) if event.HasField("event_time") else None
-    return Arrival(
-        named,
-        anonymous_id,
-        name,
-        EventKind(kind) if kind in list(EventKind) else EventKind.CUSTOM,
-        payload,
-        event_id or None,
-        event_time,
-        event.prefer_user_id,
-        event.update_existing_only,
-        recipient,
-        event.suppress_triggers,
-    )
-
-
-def _read_data(checker: Checker, event: event_pb2.NewEvent, prefix: str) -> Payload:
-    match event.WhichOneof("payload"):
-        case "data":
-            return read_struct(checker, f"{prefix}data", event.data, max_bytes=EVENT_DATA_BYTES)
-        case "data_json":
-            return read_json(checker, f"{prefix}data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
-        case _:
-            return EMPTY
-
-
-def _read_recipient(checker: Checker, event: event_pb2.NewEvent, payload: Payload, prefix: str) -> str | None:
-    """The address that an event of nobody was sent to, which is in its data (E6)."""
-    form = event.WhichOneof("payload")
-    if payload is EMPTY and form is not None:
-        # The data was refused; what it would have said is not known.
-        return None
-    recipient = payload.value.get("recipient")
-    if recipient is None or recipient == "":
-        checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id or data.recipient is given")
-        return None
-    return _check_recipient(checker, f"{prefix}{form}.recipient", recipient)
-
-
-def _check_recipient(checker: Checker, field: str, value: object) -> str:
-    recipient = fold_ascii(value) if isinstance(value, str) else ""
-    problem = email_problem(recipient) if recipient else "must be an email address"
-    if problem:
-        checker.refuse(field, problem)
-    return recipient
 
 
 def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest, count: int) -> store.Filter:
@@ -252,7 +181,7 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
 def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
     if isinstance(result, OnefoldError):
         raise _within(result, "event.")
-    return events_service_pb2.TrackResponse(result=_to_result(result))
+    return events_service_pb2.TrackResponse(result=to_result(result))
 
 
 def _within(error: OnefoldError, prefix: str) -> OnefoldError:
@@ -261,16 +190,6 @@ def _within(error: OnefoldError, prefix: str) -> OnefoldError:
         return error
     return invalid(
         [Violation(prefix + violation.field, violation.description) for violation in error.violations], error.reason
-    )
-
-
-def _to_result(accepted: Accepted) -> event_pb2.TrackResult:
-    return event_pb2.TrackResult(
-        event_id=accepted.event_id,
-        receive_time=to_timestamp(accepted.receive_time),
-        duplicate=accepted.duplicate,
-        profile_outcome=to_outcome(accepted.profile_outcome) if accepted.profile_outcome else None,  # type: ignore[arg-type]  # None is "unset" to protobuf
-        profile_id=str(accepted.profile_id) if accepted.profile_id else "",
     )
 
 

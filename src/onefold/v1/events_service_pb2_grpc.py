@@ -64,7 +64,8 @@ class EventsServiceServicer(object):
         if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

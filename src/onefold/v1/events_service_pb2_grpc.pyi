@@ -41,7 +41,8 @@ class EventsServiceStub:
     if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -70,7 +71,8 @@ class EventsServiceAsyncStub(EventsServiceStub):
     if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _aio.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]  # type: ignore[assignment]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -102,7 +104,8 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
