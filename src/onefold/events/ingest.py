@@ -1,8 +1,9 @@
 """Taking events in: the whole of Track and BatchTrack below the messages.
 
 A batch costs a fixed number of statements, whatever its size: one look-up of everybody it names, one that claims event
-ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request,
-so that a batch does what its events would have done one by one; an item that is refused leaves no trace.
+ids, at most a few that create people, two for carts if it has any, one to three inserts. Items are worked out in memory
+in the order of the request, so that a batch does what its events would have done one by one; an item that is refused
+leaves no trace.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from onefold.clock import to_microseconds
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
+from onefold.events.carts import Carts
 from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
 
 
 @dataclass(slots=True)
@@ -88,11 +90,15 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
     fresh, waiting = await _claim_ids(connection, project, batch, _not_forgotten(batch, found, items), found)
 
+    carts = await Carts.hold(connection, project.project_id, found.directory, [item.arrival for item in fresh])
+
     placed: list[_Item] = []
     unused: list[_Item] = []
     for index, item in enumerate(fresh):
         try:
             _check_time(item, found.now)
+            # Worked out before the person is touched: an event whose cart is too large leaves no trace.
+            change = carts.plan(found.directory, item.arrival, found.now)
             stored = _place(project, found, item)
         except VacatedError:
             unused += fresh[index:]
@@ -104,11 +110,14 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
             continue
         if stored:
             placed.append(item)
+            if change is not None and item.person is not None and item.profile_outcome is not None:
+                item.profile_outcome = carts.apply(item.person, change, item.profile_outcome)
         else:
             batch.results[item.position] = Accepted("", found.now, False, Outcome.SKIPPED, None)
             unused.append(item)
 
     await identity.write_people(connection, project, found.directory)
+    await carts.write(connection, project.project_id)
     # An id is used up by a stored event only.
     await store.release_event_ids(
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
@@ -133,6 +142,9 @@ def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, 
             )
         elif arrival.anonymous_id is not None:
             wanted.append((IdentifierKind.ANONYMOUS_ID, arrival.anonymous_id))
+        elif arrival.recipient is not None:
+            # Whoever has the address gets nothing of the invite, but it may have been forgotten.
+            wanted.append((IdentifierKind.EMAIL, arrival.recipient))
     return wanted
 
 
@@ -163,12 +175,15 @@ async def _claim_ids(
 
 
 def _not_forgotten(batch: _Batch, found: identity.Found, items: list[_Item]) -> list[_Item]:
-    """The items whose person may be written to; the others get their result."""
+    """The items whose person or recipient may be written to; the others get their result."""
     allowed = []
     for item in items:
+        arrival = item.arrival
         try:
-            if item.arrival.named is not None:
-                found.directory.refuse_forgotten(item.arrival.named)
+            if arrival.named is not None:
+                found.directory.refuse_forgotten(arrival.named)
+            elif arrival.recipient is not None:
+                found.directory.refuse_forgotten(Named(arrival.recipient, None))
             allowed.append(item)
         except OnefoldError as error:
             batch.results[item.position] = error
@@ -230,6 +245,8 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.kind,
         arrival.name,
         arrival.payload.text,
+        arrival.recipient,
+        arrival.suppress_triggers,
     )
 
 

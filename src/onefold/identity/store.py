@@ -51,6 +51,8 @@ class Profile:
     profile_update_time: datetime
     create_time: datetime
     update_time: datetime
+    # The event that its cart stands as of. Only a merge asks for it.
+    cart_event_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +441,7 @@ def to_profile_row(row: Record) -> Profile:
         row["profile_update_time"],
         row["create_time"],
         row["update_time"],
+        row.get("cart_event_time"),
     )
 
 

@@ -11,7 +11,8 @@ SELECT
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 FROM profiles
 WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
 ORDER BY profile_id
@@ -159,6 +160,7 @@ SET
     user_id = :user_id,
     data_fields = :data_fields::json,
     is_unknown = :is_unknown,
+    cart_event_time = :cart_event_time,
     profile_update_time = now(),
     update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
@@ -176,7 +178,8 @@ INSERT INTO profiles (
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 )
 SELECT
     :project_id,
@@ -189,7 +192,8 @@ SELECT
     source.signup_time,
     source.profile_update_time,
     source.create_time,
-    now()
+    now(),
+    source.cart_event_time
 FROM
     json_to_record(:snapshot::json) AS source (
         profile_id uuid,
@@ -200,7 +204,8 @@ FROM
         signup_source smallint,
         signup_time timestamptz,
         profile_update_time timestamptz,
-        create_time timestamptz
+        create_time timestamptz,
+        cart_event_time timestamptz
     );
 
 -- name: add_merge

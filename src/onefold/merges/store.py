@@ -150,6 +150,7 @@ async def write_profile(
     data_fields: str,
     *,
     is_unknown: bool,
+    cart_event_time: datetime | None,
 ) -> None:
     """Writes what a merge, or its undoing, makes of a profile."""
     await queries.write_profile.execute(
@@ -158,6 +159,7 @@ async def write_profile(
         user_id=user_id,
         data_fields=data_fields,
         is_unknown=is_unknown,
+        cart_event_time=cart_event_time,
         project_id=project_id,
         profile_id=profile_id,
     )

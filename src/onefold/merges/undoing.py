@@ -119,6 +119,9 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
                 connection, project_id=project_id, kind=kind, value=value, profile_id=target_id
             )
     fields = undo_fields(before["data_fields"], after["data_fields"], orjson.loads(target.data_fields))
+    cart_event_time = target.cart_event_time
+    if cart_event_time == _cart_event_time(after):
+        cart_event_time = _cart_event_time(before)
     await store.write_profile(
         connection,
         project_id,
@@ -127,6 +130,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         user_id,
         orjson.dumps(fields).decode(),
         is_unknown=target.is_unknown,
+        cart_event_time=cart_event_time,
     )
     await _claim_source(connection, project, source_id, source)
     await store.queries.restore_profile.execute(
@@ -197,6 +201,7 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
         profile.data_fields,
         # Whoever got a name of their own since is known.
         is_unknown=before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"]),
+        cart_event_time=profile.cart_event_time,
     )
     return []
 
@@ -237,6 +242,12 @@ async def _take_back_redirects(
         project_id=project_id,
         target_id=target_id,
     )
+
+
+def _cart_event_time(snapshot: dict[str, Any]) -> datetime | None:
+    """The event that a cart stood as of; one that was written before there were carts has none."""
+    text = snapshot.get("cart_event_time")
+    return datetime.fromisoformat(text) if text is not None else None
 
 
 def _names(source: dict[str, Any]) -> list[tuple[IdentifierKind, str]]:

@@ -98,6 +98,11 @@ def write_struct(target: Struct, value: dict[str, Any]) -> None:
         _write_value(fields[key], item)
 
 
+def plain_number(number: float) -> float:
+    """A finite double as JSON should have it: 3.0 as 3, as long as that says the same."""
+    return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+
+
 def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
     text = payload.text
     if (len(text) if text.isascii() else len(text.encode())) > max_bytes:
@@ -123,7 +128,7 @@ def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
             number = value.number_value
             if not math.isfinite(number):
                 raise _WrongValueError(_join(path, key), "must be a finite number")
-            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+            return plain_number(number)
         case "bool_value":
             return value.bool_value
         case "null_value":

@@ -176,6 +176,7 @@ class ListEventsRequest(_message.Message):
     IDENTIFIERS_FIELD_NUMBER: _builtins.int
     PROFILE_ID_FIELD_NUMBER: _builtins.int
     ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
+    RECIPIENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
@@ -187,6 +188,8 @@ class ListEventsRequest(_message.Message):
     """A person's, by the profile's immutable id."""
     anonymous_id: _builtins.str
     """Those of a visitor that belong to no person."""
+    recipient: _builtins.str
+    """The invites sent to an email address; upper and lower case of its ASCII letters are the same."""
     page_size: _builtins.int
     """How many at most: default 50; over 500 counts as 500. A page also ends at 3 MiB of data."""
     page_token: _builtins.str
@@ -219,6 +222,7 @@ class ListEventsRequest(_message.Message):
         identifiers: _profile_pb2.Identifiers | None = ...,
         profile_id: _builtins.str = ...,
         anonymous_id: _builtins.str = ...,
+        recipient: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
@@ -227,11 +231,11 @@ class ListEventsRequest(_message.Message):
         page_token: _builtins.str = ...,
         data_format: _data_format_pb2.DataFormat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "end_time", b"end_time", "identifiers", b"identifiers", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "end_time", b"end_time", "identifiers", b"identifiers", "profile_id", b"profile_id", "recipient", b"recipient", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data_format", b"data_format", "end_time", b"end_time", "identifiers", b"identifiers", "kinds", b"kinds", "names", b"names", "page_size", b"page_size", "page_token", b"page_token", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data_format", b"data_format", "end_time", b"end_time", "identifiers", b"identifiers", "kinds", b"kinds", "names", b"names", "page_size", b"page_size", "page_token", b"page_token", "profile_id", b"profile_id", "recipient", b"recipient", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifiers", "profile_id", "anonymous_id"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifiers", "profile_id", "anonymous_id", "recipient"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 

@@ -57,13 +57,15 @@ class EventsServiceServicer(object):
     """
 
     def Track(self, request, context):
-        """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+        """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+        request_id.
 
         A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-        if that never happens.
+        if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,8 +83,8 @@ class EventsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-        of a merge; a sequence of pages yields each event once.
+        """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+        first. Right at every moment of a merge; a sequence of pages yields each event once.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
         """

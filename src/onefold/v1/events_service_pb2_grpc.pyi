@@ -34,13 +34,15 @@ class EventsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventsServiceAsyncStub: ...
     Track: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.TrackRequest, _events_service_pb2.TrackResponse]
-    """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+    """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+    request_id.
 
     A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-    if that never happens.
+    if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -50,8 +52,8 @@ class EventsServiceStub:
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]
-    """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-    of a merge; a sequence of pages yields each event once.
+    """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+    first. Right at every moment of a merge; a sequence of pages yields each event once.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
     """
@@ -62,13 +64,15 @@ class EventsServiceAsyncStub(EventsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Track: _aio.UnaryUnaryMultiCallable[_events_service_pb2.TrackRequest, _events_service_pb2.TrackResponse]  # type: ignore[assignment]
-    """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+    """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+    request_id.
 
     A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-    if that never happens.
+    if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _aio.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]  # type: ignore[assignment]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -78,8 +82,8 @@ class EventsServiceAsyncStub(EventsServiceStub):
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-    of a merge; a sequence of pages yields each event once.
+    """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+    first. Right at every moment of a merge; a sequence of pages yields each event once.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
     """
@@ -93,13 +97,15 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _events_service_pb2.TrackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_events_service_pb2.TrackResponse, _abc.Awaitable[_events_service_pb2.TrackResponse]]:
-        """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+        """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+        request_id.
 
         A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-        if that never happens.
+        if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -121,8 +127,8 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _events_service_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_events_service_pb2.ListEventsResponse, _abc.Awaitable[_events_service_pb2.ListEventsResponse]]:
-        """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-        of a merge; a sequence of pages yields each event once.
+        """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+        first. Right at every moment of a merge; a sequence of pages yields each event once.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
         """

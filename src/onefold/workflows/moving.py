@@ -17,6 +17,7 @@ import asyncpg
 from onefold.clock import EARLIEST
 from onefold.db.pool import TRANSACTION_TIMEOUT_SECONDS
 from onefold.db.queries import Connection, Queries, Query, Record
+from onefold.events.store import recipient_id
 from onefold.intents import store as intents
 from onefold.intents.store import Lease
 from onefold.limits import ANONYMOUS_LIFETIME
@@ -87,7 +88,9 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         await queries.delete_answers.execute(
             connection,
             project_id=project_id,
-            profile_id=move["container_profile_id"] or move["container_subject_id"],
+            profile_id=move["container_profile_id"]
+            or move["container_subject_id"]
+            or recipient_id(project_id, move["container_recipient"]),
             until=move["window_end_time"],
         )
     if not is_last_pass:
@@ -117,6 +120,8 @@ async def _move(connection: Connection, query: Query, arguments: dict[str, objec
 
 def _chunk_query(move: Record) -> Query:
     """The statement that moves a chunk, by where the rows lie and who owns them. Without an owner they are erased."""
+    if move["container_recipient"] is not None:
+        return queries.erase_invites
     from_profile = move["container_profile_id"] is not None
     if from_profile and move["container_profile_id"] == move["owner_profile_id"]:
         return queries.count_in_place

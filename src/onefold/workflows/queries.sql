@@ -13,6 +13,7 @@ SELECT
     counted_merge_ids,
     container_profile_id,
     container_subject_id,
+    container_recipient,
     origin_ids,
     window_end_time,
     owner_profile_id,
@@ -63,6 +64,7 @@ moved AS (
         anonymous_events.kind,
         anonymous_events.name,
         anonymous_events.anonymous_id,
+        anonymous_events.suppress_triggers,
         anonymous_events.data
 ),
 
@@ -78,6 +80,7 @@ put AS (
         origin_id,
         name,
         anonymous_id,
+        suppress_triggers,
         data
     )
     SELECT
@@ -91,6 +94,7 @@ put AS (
         (SELECT move.container_subject_id FROM move),
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
 )
@@ -156,6 +160,7 @@ moved AS (
         events.origin_id,
         events.name,
         events.anonymous_id,
+        events.suppress_triggers,
         events.data
 ),
 
@@ -171,6 +176,7 @@ put AS (
         origin_id,
         name,
         anonymous_id,
+        suppress_triggers,
         data
     )
     SELECT
@@ -187,6 +193,7 @@ put AS (
         ),
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
     -- An anonymous event whose 30 days were over before its id was linked again goes for good.
@@ -321,12 +328,13 @@ moved AS (
         events.kind,
         events.name,
         events.anonymous_id,
+        events.suppress_triggers,
         events.data
 ),
 
 put AS (
     INSERT INTO anonymous_events (
-        project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, data
+        project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, suppress_triggers, data
     )
     SELECT
         :project_id,
@@ -337,6 +345,7 @@ put AS (
         moved.kind,
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
     WHERE moved.event_time > now() - :lifetime::interval AND moved.anonymous_id IS NOT NULL
@@ -454,8 +463,53 @@ SELECT
     (SELECT last.event_time FROM last) AS last_time,
     (SELECT last.event_id FROM last) AS last_id;
 
+-- name: erase_invites
+-- The same for the invites sent to an address that was forgotten.
+WITH move AS (
+    SELECT container_recipient, window_end_time
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+last AS (
+    SELECT invite_events.event_time, invite_events.event_id
+    FROM invite_events
+    WHERE
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = (SELECT move.container_recipient FROM move)
+        AND (invite_events.event_time, invite_events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY invite_events.event_time, invite_events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+erased AS (
+    DELETE FROM invite_events
+    WHERE
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = (SELECT move.container_recipient FROM move)
+        AND (invite_events.event_time, invite_events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (invite_events.event_time, invite_events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND invite_events.receive_time <= (SELECT move.window_end_time FROM move)
+    RETURNING invite_events.event_id
+),
+
+ids AS (
+    DELETE FROM event_ids
+    USING erased
+    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+)
+
+SELECT
+    (SELECT count(*) FROM erased) AS event_count,
+    NULL::timestamptz AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
 -- name: delete_answers
--- Stored answers that tell about a person who was forgotten, or about a visitor until the person was.
+-- Stored answers that tell about a person who was forgotten, or about a visitor or an address until the person was.
 DELETE FROM requests
 WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid] AND create_time <= :until::timestamptz;
 
