@@ -22,9 +22,12 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
 from onefold.events.carts import Carts
-from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
+from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated, is_backfilled
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.triggers import store as triggers
+from onefold.triggers.rules import mark_of
+from onefold.triggers.store import NewTrigger
 
 
 @dataclass(slots=True)
@@ -81,6 +84,8 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
         if id(row) in refused:
             batch.results[position] = _id_reused(row.event_id)
+    if project.settings.triggers_enabled:
+        await triggers.record(connection, project.project_id, _triggers(batch))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -247,7 +252,23 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.payload.text,
         arrival.recipient,
         arrival.suppress_triggers,
+        item.link.link_time if item.link is not None else None,
     )
+
+
+def _triggers(batch: _Batch) -> list[NewTrigger]:
+    """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
+    found = []
+    for row, position in zip(batch.rows, batch.row_positions, strict=True):
+        accepted = batch.results[position]
+        inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
+        if inert or not isinstance(accepted, Accepted):
+            continue
+        backfilled = is_backfilled(row.event_time, accepted.receive_time)
+        mark = mark_of(row.event_time, row.link_time, backfilled=backfilled)
+        if mark is not None:
+            found.append(NewTrigger(mark, row.profile_id, row.recipient, row.event_time, row.event_id))
+    return found
 
 
 def event_id_at(now: datetime, position: int) -> str:

@@ -96,6 +96,8 @@ class EventRow:
     data: str
     recipient: str | None = None
     suppress_triggers: bool = False
+    # Of a late event of a linked id: when it was linked.
+    link_time: datetime | None = None
 
 
 def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:
