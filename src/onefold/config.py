@@ -44,11 +44,16 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
-    server_connections: int = Field(default=10, ge=2, le=100, description="PostgreSQL connections of one server.")
+    server_processes: int = Field(default=1, ge=1, le=64, description="Processes of one server, on its one port.")
+    server_connections: int = Field(
+        default=10, ge=2, le=100, description="PostgreSQL connections of one process of a server."
+    )
     worker_connections: int = Field(default=6, ge=2, le=100, description="PostgreSQL connections of one worker.")
     worker_jobs: int = Field(default=4, ge=1, le=64, description="Intents that one worker works on at a time.")
     acquire_seconds: float = Field(default=2.0, gt=0, le=30, description="How long a call waits for a connection.")
-    concurrent_calls: int = Field(default=2_000, ge=1, description="Calls a server has in hand; more are refused.")
+    concurrent_calls: int = Field(
+        default=2_000, ge=1, description="Calls that one process of a server has in hand; more are refused."
+    )
     drain_seconds: float = Field(default=10.0, ge=0, le=300, description="How long running calls may take at a stop.")
     sweep_seconds: float = Field(
         default=5.0, gt=0, le=10, description="How often a worker looks for forgotten intents."

@@ -5,7 +5,8 @@
 SELECT pg_advisory_xact_lock_shared(:key::bigint);
 
 -- name: lock_token
--- A disable for everybody excludes the token's registrations until it is committed.
+-- A disable for everybody excludes the token's registrations until it is committed. So does an exclusive registration,
+-- which makes one: of two at one time the second then finds the first one's copy, and switches it off.
 SELECT pg_advisory_xact_lock(:key::bigint);
 
 -- name: find_copy
@@ -67,7 +68,7 @@ SET
     update_time = excluded.update_time;
 
 -- name: renew_copy
--- A registration or a disable that changes nothing still is the newest operation.
+-- A registration that changes nothing still is the newest operation.
 UPDATE devices
 SET operation_number = nextval('operation_numbers')
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
@@ -78,6 +79,28 @@ UPDATE devices
 SET endpoint_enabled = false, operation_number = nextval('operation_numbers'), update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
 
+-- name: disable_copy_again
+-- So is a disable of a copy that is off. One that an open disable of the token reaches is written as off here, since its
+-- new number takes it out of that disable's reach.
+UPDATE devices
+SET
+    endpoint_enabled = false,
+    operation_number = nextval('operation_numbers'),
+    update_time = coalesce(
+        (
+            SELECT min(disable.create_time)
+            FROM token_disables AS disable
+            WHERE
+                devices.endpoint_enabled
+                AND disable.project_id = :project_id
+                AND disable.token = :token
+                AND disable.finish_time IS NULL
+                AND disable.operation_number > devices.operation_number
+        ),
+        devices.update_time
+    )
+WHERE devices.project_id = :project_id AND devices.profile_id = :profile_id AND devices.token = :token;
+
 -- name: token_is_held
 -- Whether a living profile holds a token: the copies of one that was merged away are kept for an undo only.
 SELECT
@@ -86,6 +109,26 @@ SELECT
         FROM devices
         INNER JOIN profiles ON profiles.project_id = :project_id AND profiles.profile_id = devices.profile_id
         WHERE devices.project_id = :project_id AND devices.token = :token
+    );
+
+-- name: others_hold_token
+-- Whether an exclusive registration has anything to switch off: a copy of another living profile, on or off, or one that is
+-- still on of a profile that was merged away, because an undo would bring that back as it is. The LIMIT keeps the planner
+-- to looking one profile up after the other until there is one; it might read all of them.
+SELECT
+    EXISTS (
+        SELECT
+        FROM devices
+        CROSS JOIN LATERAL (
+            SELECT FROM profiles
+            WHERE profiles.project_id = :project_id AND profiles.profile_id = devices.profile_id
+            LIMIT 1
+        ) AS living
+        WHERE devices.project_id = :project_id AND devices.token = :token AND devices.profile_id <> :profile_id
+    )
+    OR EXISTS (
+        SELECT FROM devices
+        WHERE project_id = :project_id AND token = :token AND profile_id <> :profile_id AND endpoint_enabled
     );
 
 -- name: add_disable

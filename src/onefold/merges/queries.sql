@@ -25,13 +25,21 @@ WHERE project_id = :project_id AND profile_id = :profile_id
 ORDER BY token;
 
 -- name: overlapping_devices
--- The target's own copies of tokens that the source holds too, as they are before the merge: what an undo restores.
+-- The target's own copies of tokens that the source holds too, as they are before the merge: what an undo restores. With
+-- the open disables applied: a worker may not find the copy again once the merge has given it a later number.
 SELECT
     target.token,
     target.platform,
     target.application_name,
     target.data_fields::text AS data_fields,
-    target.endpoint_enabled,
+    target.endpoint_enabled AND NOT EXISTS (
+        SELECT FROM token_disables AS disable
+        WHERE
+            disable.project_id = :project_id
+            AND disable.token = target.token
+            AND disable.finish_time IS NULL
+            AND disable.operation_number > target.operation_number
+    ) AS endpoint_enabled,
     target.operation_number,
     greatest(target.operation_number, source.operation_number) AS merged_operation_number,
     target.create_time,

@@ -499,9 +499,10 @@ WHERE
     );
 
 -- name: disable_chunk
--- Switches off the next holders' copies that were registered before the disable, by profile_id; returns how many, and the
--- last profile looked at, which is null when there are no further holders. A copy registered since has a higher number and
--- is left alone, also when it is registered while this statement waits for its row.
+-- Switches off the next holders' copies that were registered before the disable, by profile_id; returns how many were on,
+-- and the last profile looked at, which is null when there are no further holders. A copy registered since has a higher
+-- number and is left alone, also when it is registered while this statement waits for its row. One that was off already
+-- gets the number too: an undo must see that it was disabled since the merge.
 WITH disable AS (
     SELECT token, operation_number, create_time
     FROM token_disables
@@ -525,7 +526,9 @@ switched AS (
     SET
         endpoint_enabled = false,
         operation_number = (SELECT disable.operation_number FROM disable),
-        update_time = (SELECT disable.create_time FROM disable)
+        update_time = CASE
+            WHEN devices.endpoint_enabled THEN (SELECT disable.create_time FROM disable) ELSE devices.update_time
+        END
     WHERE
         devices.project_id = :project_id
         AND devices.token = (SELECT disable.token FROM disable)
@@ -534,12 +537,11 @@ switched AS (
             (SELECT last.profile_id FROM last), 'ffffffff-ffff-ffff-ffff-ffffffffffff'
         )
         AND devices.operation_number < (SELECT disable.operation_number FROM disable)
-        AND devices.endpoint_enabled
-    RETURNING 1
+    RETURNING old.endpoint_enabled AS was_enabled
 )
 
 SELECT
-    (SELECT count(*) FROM switched) AS disabled_count,
+    (SELECT count(*) FROM switched WHERE was_enabled) AS disabled_count,
     (SELECT last.profile_id FROM last) AS last_profile_id;
 
 -- name: count_disabled
