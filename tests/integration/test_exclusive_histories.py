@@ -14,8 +14,8 @@ from support.world import World
 MakeProject = Callable[..., Awaitable[Client]]
 
 # A history of one token, and who may be reached at its end. A+ registers A, A! registers A exclusively, A- disables A's
-# copy, *- every copy; A>B merges A into B, undo takes back the latest merge that still stands. Only the order of the
-# steps decides: D5 for A!, D4 for *-, D7 for A>B, and I19 for undo (what happened since the merge still holds).
+# copy, *- every copy; A>B merges A into B, undo takes back the latest merge that still stands, undo1 the first. Only
+# the order of the steps decides: D5 for A!, D4 for *-, D7 for A>B, and I19 for undo (what happened since still holds).
 HISTORIES = {
     # The others are off, and whoever registers afterwards is on beside the one.
     "A+ B+ C!": "C",
@@ -53,6 +53,12 @@ HISTORIES = {
     "A+ A>B B! undo B>A": "A",
     "A+ A>B B>C D! undo undo": "D",
     "A+ B+ C+ A>B B>C C! undo undo": "C",
+    # So it does when the earlier of two merges is undone first.
+    "A+ C+ A>B C>B undo1 undo": "AC",
+    "A+ B+ C+ A>B C>B undo1 undo": "ABC",
+    "A+ B+ B- C+ A>B C>B undo1 undo": "AC",
+    "A+ C+ A>B B+ C>B undo1 undo": "ABC",
+    "A+ C+ A>B C>B D! undo1 undo": "D",
     # The same holds for a disable of every copy.
     "A+ B+ *- A-": "",
     "B+ *- A+ A>B undo": "A",
@@ -65,8 +71,8 @@ async def play(client: Client, world: World, history: str, work_after: set[int])
     merges: list[str] = []
     for number, step in enumerate(history.split()):
         who = email(f"{step[0]}@example.com")
-        if step == "undo":
-            await undo(client, merges.pop())
+        if step in ("undo", "undo1"):
+            await undo(client, merges.pop(0 if step == "undo1" else -1))
         elif step == "*-":
             await disable(client)
         elif step[1] == ">":

@@ -457,6 +457,12 @@ RETURNING move_id;
 DELETE FROM identifiers
 WHERE project_id = :project_id AND kind = 3 AND value = :anonymous_id AND merge_id = :merge_id;
 
+-- name: device_numbers
+-- The newest operations on some of a profile's copies.
+SELECT token, operation_number
+FROM devices
+WHERE project_id = :project_id AND profile_id = :profile_id AND token = ANY(:tokens::text []);
+
 -- name: return_devices
 -- Undoing: a device that was disabled since the merge stays off when it goes back to the source.
 UPDATE devices AS source

@@ -186,6 +186,16 @@ async def count_devices(connection: Connection, project_id: str, profile_id: UUI
     return count
 
 
+async def device_numbers(
+    connection: Connection, project_id: str, profile_id: UUID, tokens: Sequence[str]
+) -> dict[str, int]:
+    """The newest operations on those of a profile's copies whose tokens are asked for."""
+    rows = await queries.device_numbers.fetch(
+        connection, project_id=project_id, profile_id=profile_id, tokens=list(tokens)
+    )
+    return {row["token"]: row["operation_number"] for row in rows}
+
+
 def _merge(row: Record) -> MergeRow:
     values: dict[str, Any] = {name: row[name] for name in MergeRow.__dataclass_fields__}
     return MergeRow(**values)

@@ -19,7 +19,7 @@ from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.merges import store
-from onefold.merges.rules import is_undoable, undo_fields, undo_identifier
+from onefold.merges.rules import is_undoable, undo_devices, undo_fields, undo_identifier
 from onefold.merges.store import MergeRow
 
 
@@ -132,7 +132,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     await store.queries.restore_profile.execute(
         connection, project_id=project_id, snapshot=orjson.dumps(source).decode()
     )
-    await _rebase_later(connection, project_id, row, before["data_fields"], after["data_fields"])
+    await _rebase_later(connection, project_id, row, snapshot)
     await store.queries.hand_back_identifiers.execute(
         connection,
         source_id=source_id,
@@ -144,16 +144,20 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     return await _give_back(connection, project, row, owner_profile_id=source_id)
 
 
-async def _rebase_later(
-    connection: Connection, project_id: str, row: MergeRow, before: dict[str, Any], after: dict[str, Any]
-) -> None:
+async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, undone: dict[str, Any]) -> None:
     """Takes what this merge brought out of what later merges into the target would restore when they are undone."""
+    before, after = undone["before"]["data_fields"], undone["after"]["data_fields"]
     later = await store.queries.later_merges_into.fetch(
         connection, project_id=project_id, target_id=row.target_profile_id, merge_id=row.merge_id
     )
     for each in later:
         snapshot = orjson.loads(each["snapshot"])
         snapshot["before"]["data_fields"] = undo_fields(before, after, snapshot["before"]["data_fields"])
+        if snapshot["devices"] and row.source_profile_id is not None:
+            numbers = await store.device_numbers(
+                connection, project_id, row.source_profile_id, [device["token"] for device in snapshot["devices"]]
+            )
+            snapshot["devices"] = undo_devices(undone["devices"], numbers, snapshot["devices"])
         await store.queries.rewrite_snapshot.execute(
             connection,
             snapshot=orjson.dumps(snapshot).decode(),
