@@ -193,13 +193,13 @@ class Onefold(RuleBasedStateMachine):
             request = UpdateEmailRequest(identifiers=said(names), new_email=new)
         self.calls.write(request, self.calls.written, lambda _: self.model.rename(names, key))
 
-    @rule(who=WHO, token=st.sampled_from(TOKENS))
-    def register(self, who: Who, token: str) -> None:
-        """D1: signing in."""
+    @rule(who=WHO, token=st.sampled_from(TOKENS), is_exclusive=SOMETIMES)
+    def register(self, who: Who, token: str, is_exclusive: bool) -> None:
+        """D1, D5: signing in."""
         names = self.names(who)
         device = NewDevice(token=token, platform=PLATFORM_FCM, application_name="app")
-        request = RegisterDeviceRequest(identifiers=said(names), device=device)
-        self.calls.write(request, self.calls.registered, lambda _: self.model.register(names, token))
+        request = RegisterDeviceRequest(identifiers=said(names), device=device, exclusive=is_exclusive)
+        self.calls.write(request, self.calls.registered, lambda _: self.model.register(names, token, is_exclusive))
 
     @precondition(lambda self: self.model.operation)
     @rule(who=WHO, token=st.sampled_from(TOKENS), is_for_all=st.booleans())

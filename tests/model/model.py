@@ -274,7 +274,12 @@ class Model:
                     self.own(target, key)
         merge = Merge(survivor, self.now, before, deepcopy(survivor), source)
         self.merges.append(merge)
-        self.redirects += [Redirect(key, survivor, merge, end_time) for key in left - survivor.names.items()]
+        self.redirects += [Redirect(key, survivor, merge, end_time) for key in left]
+        # An identifier leads to a person once: as their own, or for as long as any merge has left it to them.
+        for key in left | {each.key for each in self.redirects}:
+            theirs = [each for each in self.redirects if each.key == key and each.person.survivor is survivor]
+            kept = [] if key in survivor.names.items() else sorted(theirs, key=lambda each: each.end_time)[-1:]
+            self.redirects = [each for each in self.redirects if each not in theirs or each in kept]
         return Merged.MERGED if target else Merged.CONVERTED, survivor, merge
 
     def undo(self, merge: Merge) -> tuple[Undone]:
@@ -317,28 +322,36 @@ class Model:
         copies = [(copy, token) for part in self.parts(person) for token, copy in part.devices.items()]
         return {token: is_on for (_, is_on), token in sorted(copies)}
 
-    def register(self, names: Names, token: str) -> tuple[Person, Wrote, Wrote]:
-        """D1: enables the profile's copy; what that did to the profile, and to the copy."""
+    def register(self, names: Names, token: str, is_exclusive: bool) -> tuple[Person, Wrote, Wrote]:
+        """D1, D5: enables the profile's copy, perhaps as the only one; what that did to the profile, and to the copy."""
         person, outcome = self.place(names)
         was_on = self.devices(person).get(token)
+        if is_exclusive:
+            self.switch_off(self.people, token)
         self.operation += 1
         person.devices[token] = self.operation, True
         return person, outcome, {None: Wrote.CREATED, False: Wrote.UPDATED, True: Wrote.UNCHANGED}[was_on]
 
     def disable(self, names: Names | None, token: str) -> tuple[Wrote]:
-        """D3, D4: switches off one person's copy, or everybody's; of merged people too: no undo brings one back on."""
-        people = [person for person in self.people if not person.is_gone]
-        was_on = True if any(token in self.devices(person) for person in self.live()) else None
+        """D3, D4: one person's copy, or everybody's; what that did."""
+        people, copies = self.people, [True for person in self.live() if token in self.devices(person)]
         if names is not None:
             person = self.get(names)
-            people, was_on = self.parts(person), self.devices(person).get(token)
-        if was_on is None:
+            people, copies = (
+                self.parts(person),
+                [is_on for held, is_on in self.devices(person).items() if held == token],
+            )
+        if not copies:
             raise Refused("DEVICE_NOT_FOUND")
+        self.switch_off(people, token)
+        return (Wrote.UPDATED if any(copies) else Wrote.UNCHANGED,)
+
+    def switch_off(self, people: list[Person], token: str) -> None:
+        """Switches off copies; those of people who were merged away too, so that no undo brings one back on."""
         self.operation += 1
-        for part in people:
-            if token in part.devices:
-                part.devices[token] = self.operation, False
-        return (Wrote.UPDATED if was_on else Wrote.UNCHANGED,)
+        for person in people:
+            if token in person.devices:
+                person.devices[token] = self.operation, False
 
 
 def is_placeholder(email: str) -> bool:

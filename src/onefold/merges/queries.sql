@@ -96,8 +96,8 @@ SET
 WHERE excluded.operation_number > devices.operation_number;
 
 -- name: drop_shared_identifiers
--- Identifiers that lead to both profiles (where several may share one): one row is enough. The target's own stays; one that
--- an earlier merge left to the target, perhaps for minutes only, makes room for the source's.
+-- Identifiers that lead to both profiles (where several may share one): one row is enough. The target's own stays; of the
+-- others the one that leads there for longest, where the source's own counts as what it is about to become.
 DELETE FROM identifiers AS spare
 USING identifiers AS other
 WHERE
@@ -108,10 +108,15 @@ WHERE
     AND spare.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
     AND other.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
     AND other.profile_id <> spare.profile_id
-    AND CASE
-        WHEN spare.profile_id = :source_id THEN other.redirect_end_time IS NULL
-        ELSE spare.redirect_end_time IS NOT NULL
-    END;
+    AND (
+        spare.profile_id = :target_id AND spare.redirect_end_time IS NULL,
+        coalesce(spare.redirect_end_time, :redirect_end_time::timestamptz, 'infinity'),
+        spare.profile_id = :target_id
+    ) < (
+        other.profile_id = :target_id AND other.redirect_end_time IS NULL,
+        coalesce(other.redirect_end_time, :redirect_end_time::timestamptz, 'infinity'),
+        other.profile_id = :target_id
+    );
 
 -- name: hand_over_identifiers
 -- From here on the source's identifiers lead to the target: its anonymous ids for good, its email and user_id until a

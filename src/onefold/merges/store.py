@@ -119,7 +119,11 @@ async def hand_over(
     """
     await queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_id=source_id)
     await queries.drop_shared_identifiers.execute(
-        connection, project_id=project_id, source_id=source_id, target_id=target_id
+        connection,
+        project_id=project_id,
+        source_id=source_id,
+        target_id=target_id,
+        redirect_end_time=redirect_end_time,
     )
     await queries.hand_over_identifiers.execute(
         connection,

@@ -152,7 +152,9 @@ async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, 
     )
     for each in later:
         snapshot = orjson.loads(each["snapshot"])
-        snapshot["before"]["data_fields"] = undo_fields(before, after, snapshot["before"]["data_fields"])
+        # Both sides: a value that neither has is not the later merge's to take away.
+        for side in (snapshot["before"], snapshot["after"]):
+            side["data_fields"] = undo_fields(before, after, side["data_fields"])
         if snapshot["devices"] and row.source_profile_id is not None:
             numbers = await store.device_numbers(
                 connection, project_id, row.source_profile_id, [device["token"] for device in snapshot["devices"]]
