@@ -246,7 +246,7 @@ async def test_an_event_id_told_anew_outlives_the_event_that_had_it_before(email
 
 
 async def test_a_field_set_anew_is_not_taken_back_by_a_later_merges_undo(email_project: Client) -> None:
-    """I19: what an earlier merge had brought, and its undo has taken, is nothing that the later merge could take again."""
+    """I19: what one merge had brought, and its undo has taken, is nothing that undoing a later merge takes again."""
     c = email_project
     await put(c, email("a@example.com"), data_fields_json='{"plan": 1}')
     for who in ("b", "c"):

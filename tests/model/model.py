@@ -323,7 +323,7 @@ class Model:
         return {token: is_on for (_, is_on), token in sorted(copies)}
 
     def register(self, names: Names, token: str, is_exclusive: bool) -> tuple[Person, Wrote, Wrote]:
-        """D1, D5: enables the profile's copy, perhaps as the only one; what that did to the profile, and to the copy."""
+        """D1, D5: enables the profile's copy, perhaps as the only one; what that did to profile and copy."""
         person, outcome = self.place(names)
         was_on = self.devices(person).get(token)
         if is_exclusive:
