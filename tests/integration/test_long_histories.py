@@ -68,7 +68,7 @@ async def turning_pages(client: Client) -> AsyncIterator[list[str]]:
 async def test_readers_turn_pages_while_a_large_merge_is_worked_off(
     email_project: Client, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F40 E8 I16: each page sequence over 20,000 events, begun at any stage of the merge, yields each once, in order."""
+    """F40 E8 I16: each page sequence over 20,000 events, begun at any stage of a merge, yields each once, in order."""
     monkeypatch.setattr(moving, "CHUNK_EVENTS", 1_000)
     c = email_project
     source, target = await put(c, email("a@example.com")), await put(c, B)

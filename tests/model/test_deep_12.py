@@ -29,9 +29,7 @@ async def test_the_service_does_what_the_model_does(
         max_examples=int(os.environ.get("ONEFOLD_MODEL_EXAMPLES", "200")),
         stateful_step_count=int(os.environ.get("ONEFOLD_MODEL_STEPS", "30")),
         deadline=None,
-        print_blob=True,
-        phases=(__import__("hypothesis").Phase.generate,),
-        database=None,
+        print_blob=True, phases=(__import__('hypothesis').Phase.generate,), database=None,
         report_multiple_bugs=False,
         # It is slow by its nature.
         suppress_health_check=list(HealthCheck),
