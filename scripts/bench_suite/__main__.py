@@ -15,6 +15,7 @@ import grpc
 
 from onefold.embedded import EmbeddedError
 
+from .activation import evaluating
 from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
@@ -41,6 +42,10 @@ class Measurement:
 MEASUREMENTS: Final = (
     Measurement(
         {"start_cold": Target("value", "at most", 8), "start_warm": Target("value", "at most", 3)}, alone=starting
+    ),
+    Measurement(
+        {"evaluations": Target("value", "at least", 200), "evaluation_flatness": Target("ratio", "at most", 1.5)},
+        alone=evaluating,
     ),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
