@@ -59,6 +59,15 @@ HISTORIES = {
     "A+ B+ B- C+ A>B C>B undo1 undo": "AC",
     "A+ C+ A>B B+ C>B undo1 undo": "ABC",
     "A+ C+ A>B C>B D! undo1 undo": "D",
+    # What remains merged keeps its copy there, and what somebody else had switched off is not the earlier source's.
+    "A+ C+ A>B C>B undo1": "AB",
+    "C+ A+ A>B C>B undo1": "AB",
+    "A+ C+ C- A>B C>B undo1": "A",
+    # A disable since the merge holds for the source, though the target has been registered again since.
+    "A+ A>B B- B+ undo": "B",
+    "A+ B+ A>B B- B+ undo": "B",
+    "A+ A>B B>C C- C+ undo undo": "C",
+    "A+ A>B B+ B- undo": "",
     # The same holds for a disable of every copy.
     "A+ B+ *- A-": "",
     "B+ *- A+ A>B undo": "A",

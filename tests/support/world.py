@@ -30,7 +30,7 @@ _MOMENTS = {
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
-    "moves": ["window_end_time", "alive_after", "create_time", "first_pass_time"],
+    "moves": ["window_start_time", "window_end_time", "alive_after", "create_time", "first_pass_time"],
     "forgotten": ["forget_time"],
     "devices": ["create_time", "update_time"],
     "token_disables": ["create_time", "finish_time"],

@@ -74,32 +74,55 @@ SET operation_number = nextval('operation_numbers')
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
 
 -- name: disable_copy
--- Switches one profile's copy off.
-UPDATE devices
-SET endpoint_enabled = false, operation_number = nextval('operation_numbers'), update_time = now()
-WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
+-- Switches one profile's copy off, and those of the profiles that were merged into it, so that no undo brings one back on.
+-- They get one number, which tells a merge and its undo that none of them is newer. The rows are locked in the order in
+-- which a disable for everybody takes them.
+WITH copies AS (
+    SELECT devices.profile_id
+    FROM devices
+    WHERE
+        devices.project_id = :project_id
+        AND devices.token = :token
+        AND devices.profile_id = ANY(
+            ARRAY(
+                SELECT :profile_id::uuid
+                UNION ALL
+                SELECT unnest(merges.origin_ids)
+                FROM merges
+                WHERE
+                    merges.project_id = :project_id
+                    AND merges.target_profile_id = :profile_id
+                    AND merges.kind = 'PROFILE'
+                    AND merges.undo_time IS NULL
+            )
+        )
+    ORDER BY devices.profile_id
+    FOR UPDATE
+)
 
--- name: disable_copy_again
--- So is a disable of a copy that is off. One that an open disable of the token reaches is written as off here, since its
--- new number takes it out of that disable's reach.
 UPDATE devices
 SET
     endpoint_enabled = false,
-    operation_number = nextval('operation_numbers'),
-    update_time = coalesce(
-        (
-            SELECT min(disable.create_time)
-            FROM token_disables AS disable
-            WHERE
-                devices.endpoint_enabled
-                AND disable.project_id = :project_id
-                AND disable.token = :token
-                AND disable.finish_time IS NULL
-                AND disable.operation_number > devices.operation_number
-        ),
-        devices.update_time
-    )
-WHERE devices.project_id = :project_id AND devices.profile_id = :profile_id AND devices.token = :token;
+    operation_number = (SELECT nextval('operation_numbers')),
+    -- One that an open disable of the token reaches has been off since that.
+    update_time = CASE
+        WHEN devices.endpoint_enabled
+            THEN coalesce(
+                (
+                    SELECT min(disable.create_time)
+                    FROM token_disables AS disable
+                    WHERE
+                        disable.project_id = :project_id
+                        AND disable.token = :token
+                        AND disable.finish_time IS NULL
+                        AND disable.operation_number > devices.operation_number
+                ),
+                now()
+            )
+        ELSE devices.update_time
+    END
+FROM copies
+WHERE devices.project_id = :project_id AND devices.profile_id = copies.profile_id AND devices.token = :token;
 
 -- name: token_is_held
 -- Whether a living profile holds a token: the copies of one that was merged away are kept for an undo only.

@@ -242,12 +242,11 @@ async def _disable_copy(
     stored = await store.find_copy(connection, project.project_id, profile_id, token)
     if stored is None:
         raise _device_not_found()
-    if not stored.endpoint_enabled:
-        # An operation all the same: the newest one decides when profiles are merged.
-        await store.disable_copy_again(connection, project.project_id, profile_id, token)
-        return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UNCHANGED)
+    # An operation also on a copy that is off: the newest one decides when profiles are merged.
     await store.disable_copy(connection, project.project_id, profile_id, token)
-    return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UPDATED)
+    return devices_service_pb2.DisableDeviceResponse(
+        outcome=to_outcome(Outcome.UPDATED if stored.endpoint_enabled else Outcome.UNCHANGED)
+    )
 
 
 async def _disable_token(

@@ -90,13 +90,9 @@ async def renew_copy(connection: Connection, project_id: str, profile_id: UUID, 
 
 
 async def disable_copy(connection: Connection, project_id: str, profile_id: UUID, token: str) -> None:
-    """Switches one profile's copy off. The token must be locked."""
+    """Switches one profile's copy off; of one that is off, as reads see it, it notes the disable. The token must be
+    locked."""
     await queries.disable_copy.execute(connection, project_id=project_id, profile_id=profile_id, token=token)
-
-
-async def disable_copy_again(connection: Connection, project_id: str, profile_id: UUID, token: str) -> None:
-    """Notes a disable that leaves a copy off, as reads see it. The token must be locked."""
-    await queries.disable_copy_again.execute(connection, project_id=project_id, profile_id=profile_id, token=token)
 
 
 async def token_is_held(connection: Connection, project_id: str, token: str) -> bool:

@@ -117,9 +117,13 @@ async def hand_over(
 
     The source's own email and user_id do so until redirect_end_time, None for ever.
     """
-    await queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_id=source_id)
+    await queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_ids=[source_id])
     await queries.drop_shared_identifiers.execute(
-        connection, project_id=project_id, source_id=source_id, target_id=target_id
+        connection,
+        project_id=project_id,
+        source_id=source_id,
+        target_id=target_id,
+        redirect_end_time=redirect_end_time,
     )
     await queries.hand_over_identifiers.execute(
         connection,

@@ -12,6 +12,7 @@ import orjson
 
 from onefold.callers import Project
 from onefold.db.queries import Connection
+from onefold.devices.store import lock_token
 from onefold.errors import OnefoldError, Reason, failed_precondition, not_found
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, is_exclusive
@@ -104,6 +105,9 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     project_id, source_id, target_id = project.project_id, row.source_profile_id, row.target_profile_id
     snapshot = orjson.loads(row.snapshot)
     target = (await store.lock_profiles(connection, project_id, [target_id]))[target_id]
+    for token in await store.device_tokens(connection, project_id, source_id):
+        # As in a merge: a disable for everybody at the same time must find the copies written here, or come after them.
+        await lock_token(connection, project_id, token, shared=True)
     source, before, after = snapshot["source"], snapshot["before"], snapshot["after"]
 
     await _take_back_redirects(connection, project_id, target_id, source)
@@ -144,7 +148,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         target_id=target_id,
         origin_ids=row.origin_ids,
     )
-    await _return_devices(connection, project_id, source_id, target_id, snapshot["devices"])
+    await _return_devices(connection, row, project_id, snapshot["devices"])
     return await _give_back(connection, project, row, owner_profile_id=source_id)
 
 
@@ -156,7 +160,9 @@ async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, 
     )
     for each in later:
         snapshot = orjson.loads(each["snapshot"])
-        snapshot["before"]["data_fields"] = undo_fields(before, after, snapshot["before"]["data_fields"])
+        # Both sides: a value that neither has is not the later merge's to take away.
+        for side in (snapshot["before"], snapshot["after"]):
+            side["data_fields"] = undo_fields(before, after, side["data_fields"])
         if snapshot["devices"] and row.source_profile_id is not None:
             numbers = await store.device_numbers(
                 connection, project_id, row.source_profile_id, [device["token"] for device in snapshot["devices"]]
@@ -256,12 +262,22 @@ def _names(source: dict[str, Any]) -> list[tuple[IdentifierKind, str]]:
 
 
 async def _return_devices(
-    connection: Connection, project_id: str, source_id: UUID, target_id: UUID, overlapping: list[dict[str, Any]]
+    connection: Connection, row: MergeRow, project_id: str, overlapping: list[dict[str, Any]]
 ) -> None:
-    tokens = [device["token"] for device in overlapping]
-    both = {"project_id": project_id, "source_id": source_id, "target_id": target_id}
-    await store.queries.return_devices.execute(connection, overlapping=tokens, **both)
-    await store.queries.remove_returned_devices.execute(connection, overlapping=tokens, **both)
+    """Takes the target's copies apart: those of the source are the source's, as every disable since has left them."""
+    source_id, target_id = row.source_profile_id, row.target_profile_id
+    rows = await store.queries.other_sources.fetch(
+        connection, project_id=project_id, target_id=target_id, merge_id=row.merge_id
+    )
+    others = [each["source_profile_id"] for each in rows]
+    await store.queries.remove_returned_devices.execute(
+        connection,
+        project_id=project_id,
+        target_id=target_id,
+        source_id=source_id,
+        overlapping=[device["token"] for device in overlapping],
+        source_ids=[source_id, *others],
+    )
     for device in overlapping:
         await store.queries.restore_device.execute(
             connection,
@@ -276,9 +292,7 @@ async def _return_devices(
             project_id=project_id,
             target_id=target_id,
         )
-        await store.queries.return_overlapping.execute(
-            connection, token=device["token"], merged_operation_number=device["merged_operation_number"], **both
-        )
+    await store.queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_ids=others)
 
 
 async def _give_back(

@@ -446,13 +446,17 @@ erased AS (
                 THEN (events.origin_id = ANY((SELECT given_back.origin_ids FROM given_back)::uuid [])) IS NOT TRUE
             ELSE events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
         END
-    RETURNING events.event_time, events.event_id
+    RETURNING events.event_time, events.event_id, events.receive_time
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
-    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
 ),
 
 untriggered AS (
@@ -500,13 +504,17 @@ erased AS (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
         AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
-    RETURNING anonymous_events.event_time, anonymous_events.event_id
+    RETURNING anonymous_events.event_time, anonymous_events.event_id, anonymous_events.receive_time
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
-    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
 ),
 
 untriggered AS (
@@ -554,13 +562,17 @@ erased AS (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
         AND invite_events.receive_time <= (SELECT move.window_end_time FROM move)
-    RETURNING invite_events.event_id
+    RETURNING invite_events.event_id, invite_events.receive_time
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
-    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
 )
 
 SELECT
