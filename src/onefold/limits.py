@@ -42,3 +42,14 @@ CALL_MAX_SECONDS = 30.0
 # A stream whose caller reads nothing for this long is ended.
 STREAM_WRITE_SECONDS = 30.0
 STREAM_KEY_CHECK_SECONDS = 10.0
+
+# How long before its link a visitor's event may have happened and still trigger (A9).
+TRIGGER_AGE = timedelta(hours=72)
+TRIGGER_LIFETIME = timedelta(days=7)
+TRIGGER_PAGE_EVENTS = 100
+# A stream of triggers with nothing to send tells its cursor this often.
+TRIGGER_IDLE_SECONDS = 10.0
+# How many entries of one kind are looked at for one page of a whole project's activity.
+ACTIVITY_LOOK_ROWS = 1_000
+# Up to how many events that a worker has still to bring an entry of the activity log counts.
+ACTIVITY_COUNT_EVENTS = 5_000

@@ -29,6 +29,7 @@ from onefold.projects.store import forget_secret
 from onefold.rpc.boundary import Boundary, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
+from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
     devices_service_pb2,
     devices_service_pb2_grpc,
@@ -50,6 +51,14 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
         IdentityService.__init__(self, database, doorbell)
         MergeCalls.__init__(self, database, doorbell)
         ForgetCalls.__init__(self, database, doorbell)
+
+
+class Events(EventsService, TriggerCalls):
+    """The whole EventsService: events, triggers."""
+
+    def __init__(self, database: Database, batcher: Batcher) -> None:
+        EventsService.__init__(self, database, batcher)
+        TriggerCalls.__init__(self, database)
 
 
 FILES: Final = [
@@ -101,7 +110,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
             maximum_concurrent_rpcs=settings.concurrent_calls,
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(Events(database, batcher), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server

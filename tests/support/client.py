@@ -98,6 +98,14 @@ class _KeyedChannel:
 
         return keyed
 
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        call = self._channel.unary_stream(*args, **kwargs)
+
+        def keyed(request: Any, *, timeout: float | None = None, metadata: Any = ()) -> Any:
+            return call(request, timeout=timeout, metadata=(*self._metadata, *metadata))
+
+        return keyed
+
 
 def email(address: str) -> Identifiers:
     """A person by email."""

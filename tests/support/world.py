@@ -35,6 +35,7 @@ _MOMENTS = {
     "token_disables": ["create_time", "finish_time"],
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],
     "requests": ["create_time"],
+    "triggers": ["event_time", "create_time"],
 }
 
 

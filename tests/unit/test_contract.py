@@ -149,6 +149,12 @@ LIMITS = [
         f"read nothing from it for {limits.STREAM_WRITE_SECONDS:.0f} seconds",
     ),
     ("REQUEST_ID_LIFETIME", "identity_service.proto", f"again for {hours('REQUEST_ID_LIFETIME')} hours"),
+    ("TRIGGER_AGE", "events_service.proto", f"within {hours('TRIGGER_AGE')} hours before its anonymous_id was linked"),
+    ("TRIGGER_LIFETIME", "events_service.proto", f"Kept for {limits.TRIGGER_LIFETIME.days} days"),
+    ("TRIGGER_PAGE_EVENTS", "events_service.proto", f"at most {limits.TRIGGER_PAGE_EVENTS} triggers"),
+    ("TRIGGER_IDLE_SECONDS", "events_service.proto", f"at least every {limits.TRIGGER_IDLE_SECONDS:.0f} seconds"),
+    ("ACTIVITY_LOOK_ROWS", "events_service.proto", f"at most {limits.ACTIVITY_LOOK_ROWS:,} entries of each kind"),
+    ("ACTIVITY_COUNT_EVENTS", "activity.proto", f"more than {limits.ACTIVITY_COUNT_EVENTS:,} events"),
 ]
 
 
@@ -183,10 +189,11 @@ CONTRACT = {
 
 
 def test_the_limits_are_those_of_the_contract() -> None:
-    """X5, I2, I8, E3, E4, E8, D6: the numbers are the contract's."""
+    """X5, I2, I8, A9, E3, E4, E8, D6: the numbers are the contract's."""
     assert {name: getattr(limits, name) for name in CONTRACT} == CONTRACT
     assert limits.EVENT_AHEAD.total_seconds() == 24 * 3600
     assert limits.ANONYMOUS_LIFETIME.days == 30
     assert limits.LINK_GRACE.total_seconds() == limits.BACKFILL_AGE.total_seconds() == 300
     assert limits.EVENT_ID_LIFETIME.days == 35
     assert limits.REQUEST_ID_LIFETIME.total_seconds() == 24 * 3600
+    assert limits.TRIGGER_AGE.total_seconds() == 72 * 3600

@@ -19,9 +19,12 @@ from onefold.clock import to_microseconds
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
-from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
+from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated, is_backfilled
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.triggers import store as triggers
+from onefold.triggers.rules import mark_of
+from onefold.triggers.store import NewTrigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
         position = batch.positions[row]
         batch.results[position] = _id_reused(row.event_id)
+    if project.settings.triggers_enabled:
+        await triggers.record(connection, project.project_id, _triggers(batch))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -228,7 +233,23 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.kind,
         arrival.name,
         arrival.payload.text,
+        link_time=item.link.link_time if item.link is not None else None,
     )
+
+
+def _triggers(batch: _Batch) -> list[NewTrigger]:
+    """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
+    found = []
+    for row in batch.rows:
+        accepted = batch.results[batch.positions[row]]
+        inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
+        if inert or not isinstance(accepted, Accepted):
+            continue
+        backfilled = is_backfilled(row.event_time, accepted.receive_time)
+        mark = mark_of(row.event_time, row.link_time, backfilled=backfilled)
+        if mark is not None:
+            found.append(NewTrigger(mark, row.profile_id, row.recipient, row.event_time, row.event_id))
+    return found
 
 
 def event_id_at(now: datetime, position: int) -> str:

@@ -79,6 +79,10 @@ class EventRow:
     kind: EventKind
     name: str
     data: str
+    suppress_triggers: bool = False
+    recipient: str | None = None
+    # Of a late event of a linked id: when it was linked.
+    link_time: datetime | None = None
 
 
 def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:

@@ -251,7 +251,7 @@ def _to_page(
     *,
     as_json: bool,
 ) -> events_service_pb2.ListEventsResponse:
-    page = build_page(rows, count, lambda row: _to_event(row, profile_id, as_json=as_json))
+    page = build_page(rows, count, lambda row: to_event(row, profile_id, as_json=as_json))
     answer = events_service_pb2.ListEventsResponse(events=page)
     if len(page) < len(rows):
         last = rows[len(page) - 1]
@@ -259,7 +259,7 @@ def _to_page(
     return answer
 
 
-def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool) -> event_pb2.Event:
+def to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool) -> event_pb2.Event:
     event = event_pb2.Event(
         event_id=row.event_id,
         name=row.name,

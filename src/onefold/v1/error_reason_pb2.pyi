@@ -102,6 +102,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 70
     """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
+    ERROR_REASON_CURSOR_INVALID: _ErrorReason.ValueType  # 85
+    """INVALID_ARGUMENT. The cursor is not one that WatchTriggers gave in this project."""
+    ERROR_REASON_CURSOR_EXPIRED: _ErrorReason.ValueType  # 86
+    """FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
+    ERROR_REASON_TRIGGERS_DISABLED: _ErrorReason.ValueType  # 87
+    """FAILED_PRECONDITION. The project's triggers_enabled is off."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The published reasons. An error's google.rpc.ErrorInfo has domain "onefold" and, as its reason, the name of one of
@@ -190,4 +196,10 @@ ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 64
 """DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 70
 """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
+ERROR_REASON_CURSOR_INVALID: ErrorReason.ValueType  # 85
+"""INVALID_ARGUMENT. The cursor is not one that WatchTriggers gave in this project."""
+ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 86
+"""FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
+ERROR_REASON_TRIGGERS_DISABLED: ErrorReason.ValueType  # 87
+"""FAILED_PRECONDITION. The project's triggers_enabled is off."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

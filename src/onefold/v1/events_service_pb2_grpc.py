@@ -50,6 +50,16 @@ class EventsServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.ListActivity = channel.unary_unary(
+                '/onefold.v1.EventsService/ListActivity',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.FromString,
+                _registered_method=True)
+        self.WatchTriggers = channel.unary_stream(
+                '/onefold.v1.EventsService/WatchTriggers',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.FromString,
+                _registered_method=True)
 
 
 class EventsServiceServicer(object):
@@ -90,6 +100,47 @@ class EventsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListActivity(self, request, context):
+        """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+        became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+        shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+        that are part of the person.
+
+        A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+        next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+        begin with the version of onefold that first wrote them.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTriggers(self, request, context):
+        """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+        and invites when they are received, and those events of a visitor that happened within 72 hours before its
+        anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+        those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+        project's triggers_enabled is on: what is received while it is off never triggers.
+
+        Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+        with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+        nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+        triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+        same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+        Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+        after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+        nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+        associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+        Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+        again with the last cursor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +158,16 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'ListActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActivity,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.SerializeToString,
+            ),
+            'WatchTriggers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTriggers,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -191,6 +252,60 @@ class EventsService(object):
             '/onefold.v1.EventsService/ListEvents',
             onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.SerializeToString,
             onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.EventsService/ListActivity',
+            onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTriggers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/onefold.v1.EventsService/WatchTriggers',
+            onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.FromString,
             options,
             channel_credentials,
             insecure,

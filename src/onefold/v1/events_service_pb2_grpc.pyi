@@ -55,6 +55,39 @@ class EventsServiceStub:
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
     """
+    ListActivity: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.ListActivityRequest, _events_service_pb2.ListActivityResponse]
+    """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+    became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+    shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+    that are part of the person.
+
+    A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+    next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+    begin with the version of onefold that first wrote them.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    WatchTriggers: _grpc.UnaryStreamMultiCallable[_events_service_pb2.WatchTriggersRequest, _events_service_pb2.WatchTriggersResponse]
+    """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+    and invites when they are received, and those events of a visitor that happened within 72 hours before its
+    anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+    those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+    project's triggers_enabled is on: what is received while it is off never triggers.
+
+    Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+    with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+    nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+    triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+    same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+    Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+    after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+    nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+    associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+    Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+    again with the last cursor.
+    """
 
 @_typing.type_check_only
 class EventsServiceAsyncStub(EventsServiceStub):
@@ -82,6 +115,39 @@ class EventsServiceAsyncStub(EventsServiceStub):
     of a merge; a sequence of pages yields each event once.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    ListActivity: _aio.UnaryUnaryMultiCallable[_events_service_pb2.ListActivityRequest, _events_service_pb2.ListActivityResponse]  # type: ignore[assignment]
+    """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+    became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+    shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+    that are part of the person.
+
+    A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+    next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+    begin with the version of onefold that first wrote them.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    WatchTriggers: _aio.UnaryStreamMultiCallable[_events_service_pb2.WatchTriggersRequest, _events_service_pb2.WatchTriggersResponse]  # type: ignore[assignment]
+    """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+    and invites when they are received, and those events of a visitor that happened within 72 hours before its
+    anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+    those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+    project's triggers_enabled is on: what is received while it is off never triggers.
+
+    Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+    with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+    nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+    triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+    same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+    Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+    after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+    nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+    associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+    Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+    again with the last cursor.
     """
 
 class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -125,6 +191,51 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         of a merge; a sequence of pages yields each event once.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def ListActivity(
+        self,
+        request: _events_service_pb2.ListActivityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_events_service_pb2.ListActivityResponse, _abc.Awaitable[_events_service_pb2.ListActivityResponse]]:
+        """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+        became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+        shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+        that are part of the person.
+
+        A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+        next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+        begin with the version of onefold that first wrote them.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTriggers(
+        self,
+        request: _events_service_pb2.WatchTriggersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_service_pb2.WatchTriggersResponse], _abc.AsyncIterator[_events_service_pb2.WatchTriggersResponse]]:
+        """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+        and invites when they are received, and those events of a visitor that happened within 72 hours before its
+        anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+        those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+        project's triggers_enabled is on: what is received while it is off never triggers.
+
+        Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+        with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+        nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+        triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+        same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+        Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+        after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+        nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+        associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+        Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+        again with the last cursor.
         """
 
 def add_EventsServiceServicer_to_server(servicer: EventsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

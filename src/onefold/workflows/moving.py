@@ -19,11 +19,16 @@ from onefold.db.pool import TRANSACTION_TIMEOUT_SECONDS
 from onefold.db.queries import Connection, Queries, Query, Record
 from onefold.intents import store as intents
 from onefold.intents.store import Lease
-from onefold.limits import ANONYMOUS_LIFETIME
+from onefold.limits import ANONYMOUS_LIFETIME, TRIGGER_AGE
+from onefold.triggers import store as triggers
+from onefold.triggers.rules import Mark
+from onefold.triggers.store import NewTrigger
 
 queries: Final = Queries("onefold.workflows")
 
 CHUNK_EVENTS: Final = 5_000
+# The statements that bring a person what a link associates.
+_TRIGGERING: Final = (queries.subject_to_profile, queries.profile_to_profile, queries.count_in_place)
 # One second more than a straggler can live.
 SETTLE_AFTER: Final = timedelta(seconds=TRANSACTION_TIMEOUT_SECONDS + 1)
 
@@ -68,10 +73,21 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         arguments["lifetime"] = ANONYMOUS_LIFETIME
     if query is queries.count_in_place:
         arguments["is_last_pass"] = is_last_pass
+    if query in _TRIGGERING:
+        arguments["trigger_after"] = move["link_time"] - TRIGGER_AGE if move["link_time"] is not None else None
     moved = await _move(connection, query, arguments)
     assert moved is not None  # a SELECT without FROM returns one row
     if moved["event_count"]:
         await intents.note_progress(connection, lease)
+    if query in _TRIGGERING and moved["trigger_ids"]:
+        await triggers.record(
+            connection,
+            project_id,
+            [
+                NewTrigger(Mark.MERGED, move["owner_profile_id"], None, event_time, event_id)
+                for event_time, event_id in zip(moved["trigger_times"], moved["trigger_ids"], strict=True)
+            ],
+        )
     if moved["event_count"] and move["counted_merge_ids"]:
         await queries.count_moved.execute(
             connection,

@@ -7,7 +7,9 @@ WHERE project_id = :project_id AND move_id = :move_id
 RETURNING clock_timestamp() AS pass_time, first_pass_time;
 
 -- name: lock_move
--- What to move, and to whom now: a merge that comes meanwhile changes the owner, and waits for the chunk to end.
+-- What to move, and to whom now: a merge that comes meanwhile changes the owner, and waits for the chunk to end. link_time
+-- is set if what is moved may trigger (A9): a link brings it, and the project wants to be told. A merge of profiles and an
+-- undo bring nothing that triggers.
 SELECT
     merge_id,
     counted_merge_ids,
@@ -16,7 +18,17 @@ SELECT
     origin_ids,
     window_end_time,
     owner_profile_id,
-    owner_subject_id
+    owner_subject_id,
+    (
+        SELECT merges.create_time
+        FROM merges
+        INNER JOIN projects ON projects.project_id = :project_id AND projects.triggers_enabled
+        WHERE
+            merges.project_id = :project_id
+            AND merges.merge_id = moves.merge_id
+            AND merges.kind = 'ASSOCIATION'
+            AND merges.undo_time IS NULL
+    ) AS link_time
 FROM moves
 WHERE project_id = :project_id AND move_id = :move_id
 FOR UPDATE;
@@ -93,13 +105,24 @@ put AS (
         moved.anonymous_id,
         moved.data
     FROM moved
+),
+
+-- What may set something off, if anything here may.
+triggering AS (
+    SELECT
+        array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
+        array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
+    FROM moved
+    WHERE moved.event_time > :trigger_after::timestamptz
 )
 
 SELECT
     (SELECT count(*) FROM moved) AS event_count,
     (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: profile_to_profile
 -- The same between persons: everything of a source that was merged, or, of a merge that was undone, what came from the
@@ -191,13 +214,23 @@ put AS (
     FROM moved
     -- An anonymous event whose 30 days were over before its id was linked again goes for good.
     WHERE moved.event_time > (SELECT move.alive_after FROM move)
+),
+
+triggering AS (
+    SELECT
+        array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
+        array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
+    FROM moved
+    WHERE moved.event_time > :trigger_after::timestamptz
 )
 
 SELECT
     (SELECT count(*) FROM moved) AS event_count,
     (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: drop_told_again_to_subject
 -- An event of a subject that its owner has already, under the same id and time, was told again after its id was forgotten
@@ -262,7 +295,7 @@ dead AS (
 ),
 
 here AS (
-    SELECT count(*) AS event_count, min(events.event_time) AS oldest_event_time
+    SELECT events.event_time, events.event_id
     FROM events
     WHERE
         -- Only the last pass counts: the ones before would count the same rows.
@@ -275,14 +308,23 @@ here AS (
         )
         AND events.event_time > (SELECT move.alive_after FROM move)
         AND events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
+),
+
+triggering AS (
+    SELECT
+        array_agg(here.event_time ORDER BY here.event_time, here.event_id) AS event_times,
+        array_agg(here.event_id ORDER BY here.event_time, here.event_id) AS event_ids
+    FROM here
+    WHERE here.event_time > :trigger_after::timestamptz
 )
 
 SELECT
-    here.event_count,
-    here.oldest_event_time,
+    (SELECT count(*) FROM here) AS event_count,
+    (SELECT min(here.event_time) FROM here) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id
-FROM here;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: profile_to_subject
 -- The same from a person back to an anonymous_id whose association was undone. What is 30 days old by now goes for good.
@@ -350,7 +392,8 @@ SELECT
     (SELECT last.event_id FROM last) AS last_id;
 
 -- name: erase_profile
--- Erases the next rows of a person who was forgotten, with the event ids that their callers gave.
+-- Erases the next rows of a person who was forgotten, with the event ids that their callers gave and what they would
+-- still set off.
 WITH move AS (
     SELECT container_profile_id, origin_ids
     FROM moves
@@ -394,13 +437,22 @@ erased AS (
                 THEN (events.origin_id = ANY((SELECT given_back.origin_ids FROM given_back)::uuid [])) IS NOT TRUE
             ELSE events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
         END
-    RETURNING events.event_id
+    RETURNING events.event_time, events.event_id
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
     WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
 )
 
 SELECT
@@ -439,13 +491,22 @@ erased AS (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
         AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
-    RETURNING anonymous_events.event_id
+    RETURNING anonymous_events.event_time, anonymous_events.event_id
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
     WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
 )
 
 SELECT
@@ -641,3 +702,25 @@ WHERE
         )
     )
     AND receive_time <= now() - :lifetime::interval;
+
+-- name: purge_triggers
+-- A few triggers older than 7 days. The highest number is noted, so that a cursor before it is known to have missed some.
+WITH over AS (
+    SELECT triggers.project_id, triggers.trigger_number
+    FROM triggers
+    WHERE triggers.create_time <= now() - :lifetime::interval
+    LIMIT :count::integer
+),
+
+noted AS (
+    INSERT INTO trigger_purges (project_id, purged_number)
+    SELECT over.project_id, max(over.trigger_number)
+    FROM over
+    GROUP BY over.project_id
+    ON CONFLICT (project_id) DO UPDATE
+    SET purged_number = greatest(trigger_purges.purged_number, excluded.purged_number)
+)
+
+DELETE FROM triggers
+USING over
+WHERE triggers.project_id = over.project_id AND triggers.trigger_number = over.trigger_number;
