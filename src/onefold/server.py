@@ -11,6 +11,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from onefold.activation.service import ActivationService
 from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
@@ -30,6 +31,8 @@ from onefold.rpc.boundary import Boundary, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
 from onefold.v1 import (
+    activation_service_pb2,
+    activation_service_pb2_grpc,
     devices_service_pb2,
     devices_service_pb2_grpc,
     events_service_pb2,
@@ -53,6 +56,7 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
 
 
 FILES: Final = [
+    activation_service_pb2.DESCRIPTOR,
     devices_service_pb2.DESCRIPTOR,
     events_service_pb2.DESCRIPTOR,
     identity_service_pb2.DESCRIPTOR,
@@ -103,6 +107,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
         events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
+        activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(database), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
         )
