@@ -23,6 +23,7 @@ from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.merges.learning import learn_who
 from onefold.merges.service import MergeCalls
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
@@ -50,7 +51,7 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
     """The whole IdentityService: profiles, merging, forgetting."""
 
     def __init__(self, database: Database, doorbell: Doorbell) -> None:
-        IdentityService.__init__(self, database, doorbell)
+        IdentityService.__init__(self, database, doorbell, learn_who)
         MergeCalls.__init__(self, database, doorbell)
         ForgetCalls.__init__(self, database, doorbell)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from onefold.v1.activation_service_pb2 import CreateCriterionRequest
+from onefold.v1.activation_service_pb2 import CreateCriterionRequest, DeleteCriterionRequest
 from onefold.v1.criterion_pb2 import Criterion, CriterionNode
 from support.client import Client
 
@@ -41,3 +41,8 @@ async def make_criterion(client: Client, root: dict[str, Any], name: str = "a cr
     """Makes a criterion."""
     answer = await client.activation.CreateCriterion(CreateCriterionRequest(name=name, root=tree(root), **request))
     return answer.criterion
+
+
+async def delete_criterion(client: Client, criterion_id: str) -> None:
+    """Deletes a criterion."""
+    await client.activation.DeleteCriterion(DeleteCriterionRequest(criterion_id=criterion_id))

@@ -1,4 +1,4 @@
-"""The calls of ActivationService about criteria: reads the request, owns the transaction, writes the answer."""
+"""ActivationService: reads the request, owns the transaction, writes the answer."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ from typing import Any
 
 import grpc
 
-from onefold.activation import store
+from onefold.activation import consents, store
 from onefold.activation.messages import cap_violations, read_tree, to_criteria_json, to_criterion, to_reports
+from onefold.activation.replaying import replay
 from onefold.activation.rules import DATA_TYPES, Event, evaluate
+from onefold.activation.unknown import make_unknown
+from onefold.activation.visitors import read_decision, read_fields, read_holder, read_item, read_session, to_consent
 from onefold.callers import caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, failed_precondition, not_found
-from onefold.events.rules import EventKind
-from onefold.identity.messages import read_anonymous_id, read_data_format
+from onefold.events.rules import Arrival, EventKind
+from onefold.events.service import to_track_result, within
+from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
+from onefold.identity.people import Written
+from onefold.identity.rules import Call, SignupSource
+from onefold.identity.store import subject_id
 from onefold.limits import (
     CRITERIA_PER_PROJECT,
-    DATA_FIELDS_BYTES,
     EVALUATED_EVENTS,
     EVENT_DATA_BYTES,
     EVENT_ID_CHARACTERS,
     NAME_BYTES,
+    REPLAY_ITEMS,
 )
 from onefold.projects.store import get_project
 from onefold.rpc.checks import Checker
-from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct
+from onefold.rpc.payload import EMPTY, read_json, read_struct
 from onefold.rpc.replay import write_once
+from onefold.rpc.status import to_item_error
 from onefold.v1 import activation_service_pb2, activation_service_pb2_grpc, event_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
-    """Keeps criteria, and says who matches them."""
+    """Keeps criteria, and makes profiles for visitors who match them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -155,7 +163,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
         project = caller().project
         checker = Checker()
         told = _read_events(checker, request)
-        fields = _read_fields(checker, request)
+        fields = read_fields(checker, request)
         if request.anonymous_id:
             read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
         checker.raise_if_wrong()
@@ -171,6 +179,107 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
         return activation_service_pb2.EvaluateCriteriaResponse(
             criterion_id=evaluation.matched_id or "", reports=to_reports(rows, evaluation)
         )
+
+    async def CreateUnknownProfile(
+        self, request: activation_service_pb2.CreateUnknownProfileRequest, context: Context
+    ) -> activation_service_pb2.CreateUnknownProfileResponse:
+        """Makes a visitor's profile."""
+        project = caller().project
+        checker = Checker()
+        session = read_session(checker, project, request)
+        fields = read_fields(checker, request)
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> activation_service_pb2.CreateUnknownProfileResponse:
+            made = await make_unknown(connection, project, session, fields.value)
+            return activation_service_pb2.CreateUnknownProfileResponse(
+                profile=to_profile_write(made.written), is_unknown=made.is_unknown, event_id=made.event_id
+            )
+
+        answer, _ = await write_once(
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            activation_service_pb2.CreateUnknownProfileResponse,
+            work,
+        )
+        return answer
+
+    async def Replay(
+        self, request: activation_service_pb2.ReplayRequest, context: Context
+    ) -> activation_service_pb2.ReplayResponse:
+        """Takes everything that a client kept of a visitor."""
+        project = caller().project
+        checker = Checker()
+        named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
+        if len(request.items) > REPLAY_ITEMS:
+            checker.refuse("items", f"must have at most {REPLAY_ITEMS} items")
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+        call = Call(
+            SignupSource.PROFILE_UPDATE,
+            prefer_user_id=request.prefer_user_id,
+            update_existing_only=request.update_existing_only,
+        )
+        read = [read_item(project, named, item) for item in request.items]
+        items = [item for item in read if not isinstance(item, OnefoldError)]
+        anonymous_ids = {item.anonymous_id for item in items if isinstance(item, Arrival) and item.anonymous_id}
+
+        async def work(connection: Connection) -> activation_service_pb2.ReplayResponse:
+            written, results = await replay(connection, project, named, call, items)
+            told = iter(results)
+            answer = activation_service_pb2.ReplayResponse(profile=to_profile_write(written))
+            for item in read:
+                result = item if isinstance(item, OnefoldError) else next(told)
+                if isinstance(result, OnefoldError):
+                    error = within(result, "event.") if isinstance(item, Arrival) else result
+                    answer.results.add(error=to_item_error(error))
+                elif isinstance(result, Written):
+                    answer.results.add(profile=to_profile_write(result))
+                else:
+                    answer.results.add(event=to_track_result(result))
+            return answer
+
+        answer, _ = await write_once(
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            activation_service_pb2.ReplayResponse,
+            work,
+            subjects={subject_id(project.project_id, anonymous_id) for anonymous_id in anonymous_ids},
+        )
+        return answer
+
+    async def RecordConsent(
+        self, request: activation_service_pb2.RecordConsentRequest, context: Context
+    ) -> activation_service_pb2.RecordConsentResponse:
+        """Records consent, or that it was taken back."""
+        project = caller().project
+        checker = Checker()
+        holder = read_holder(checker, project, request)
+        decision = read_decision(checker, request)
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> activation_service_pb2.RecordConsentResponse:
+            consent, profile_id = await consents.record(connection, project, holder, decision)
+            return activation_service_pb2.RecordConsentResponse(
+                consent=to_consent(consent), profile_id=str(profile_id) if profile_id else ""
+            )
+
+        answer, _ = await write_once(
+            self._database,
+            project.project_id,
+            request,
+            request_id,
+            activation_service_pb2.RecordConsentResponse,
+            work,
+            subjects=[consents.visitor_id(project, holder)],
+        )
+        return answer
 
 
 def _criterion_not_found() -> OnefoldError:
@@ -198,13 +307,3 @@ def _read_events(checker: Checker, request: activation_service_pb2.EvaluateCrite
             read.append(Event(event_id or path, data_type, name, data.value))
     cap_violations(checker)
     return read
-
-
-def _read_fields(checker: Checker, request: activation_service_pb2.EvaluateCriteriaRequest) -> Payload:
-    match request.WhichOneof("fields"):
-        case "data_fields":
-            return read_struct(checker, "data_fields", request.data_fields, max_bytes=DATA_FIELDS_BYTES)
-        case "data_fields_json":
-            return read_json(checker, "data_fields_json", request.data_fields_json, max_bytes=DATA_FIELDS_BYTES)
-        case _:
-            return EMPTY

@@ -55,7 +55,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores one event."""
         project = caller().project
         checker = Checker()
-        arrival = _read_event(checker, project, request.event, "event.")
+        arrival = read_event(checker, project, request.event, "event.")
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
         if not request_id:
@@ -98,7 +98,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
                 if isinstance(result, OnefoldError):
                     answer.results.add(error=to_item_error(result))
                 else:
-                    answer.results.add(result=_to_result(result))
+                    answer.results.add(result=to_track_result(result))
             return answer
 
         answer, _ = await write_once(
@@ -153,11 +153,12 @@ def _subjects(project: Project, arrivals: Sequence[Arrival]) -> set[UUID]:
 
 def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:
     checker = Checker()
-    arrival = _read_event(checker, project, event, "")
+    arrival = read_event(checker, project, event, "")
     return invalid(checker.violations) if checker.violations else arrival
 
 
-def _read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, prefix: str) -> Arrival:
+def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, prefix: str) -> Arrival:
+    """Checks an event. Returns one that must not be stored after noting violations."""
     named = anonymous_id = None
     if event.HasField("identifiers"):
         named = read_identifiers(
@@ -220,11 +221,11 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
 
 def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
     if isinstance(result, OnefoldError):
-        raise _within(result, "event.")
-    return events_service_pb2.TrackResponse(result=_to_result(result))
+        raise within(result, "event.")
+    return events_service_pb2.TrackResponse(result=to_track_result(result))
 
 
-def _within(error: OnefoldError, prefix: str) -> OnefoldError:
+def within(error: OnefoldError, prefix: str) -> OnefoldError:
     """The error of an item as that of a call: fields are named from the request on."""
     if not error.violations:
         return error
@@ -233,7 +234,8 @@ def _within(error: OnefoldError, prefix: str) -> OnefoldError:
     )
 
 
-def _to_result(accepted: Accepted) -> event_pb2.TrackResult:
+def to_track_result(accepted: Accepted) -> event_pb2.TrackResult:
+    """What became of an event, as an answer has it."""
     return event_pb2.TrackResult(
         event_id=accepted.event_id,
         receive_time=to_timestamp(accepted.receive_time),

@@ -23,13 +23,17 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from onefold.v1 import consent_pb2 as onefold_dot_v1_dot_consent__pb2
 from onefold.v1 import criterion_pb2 as onefold_dot_v1_dot_criterion__pb2
 from onefold.v1 import data_format_pb2 as onefold_dot_v1_dot_data__format__pb2
 from onefold.v1 import event_pb2 as onefold_dot_v1_dot_event__pb2
+from onefold.v1 import item_error_pb2 as onefold_dot_v1_dot_item__error__pb2
 from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
+from onefold.v1 import profile_pb2 as onefold_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#onefold/v1/activation_service.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1aonefold/v1/criterion.proto\x1a\x1conefold/v1/data_format.proto\x1a\x16onefold/v1/event.proto\x1a\x18onefold/v1/options.proto\"\x83\x01\n\x16\x43reateCriterionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04root\x18\x02 \x01(\x0b\x32\x19.onefold.v1.CriterionNode\x12\x1e\n\x16\x61pply_to_stored_events\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"U\n\x17\x43reateCriterionResponse\x12(\n\tcriterion\x18\x01 \x01(\x0b\x32\x15.onefold.v1.Criterion\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\xb8\x01\n\x16UpdateCriterionRequest\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\'\n\x04root\x18\x03 \x01(\x0b\x32\x19.onefold.v1.CriterionNode\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12\x1e\n\x16\x61pply_to_stored_events\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x07\n\x05_name\"U\n\x17UpdateCriterionResponse\x12(\n\tcriterion\x18\x01 \x01(\x0b\x32\x15.onefold.v1.Criterion\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x16\x44\x65leteCriterionRequest\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x17\x44\x65leteCriterionResponse\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x13ListCriteriaRequest\x12+\n\x0b\x64\x61ta_format\x18\x01 \x01(\x0e\x32\x16.onefold.v1.DataFormat\"V\n\x14ListCriteriaResponse\x12\'\n\x08\x63riteria\x18\x01 \x03(\x0b\x32\x15.onefold.v1.Criterion\x12\x15\n\rcriteria_json\x18\x02 \x01(\t\"\xab\x01\n\x17\x45valuateCriteriaRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.onefold.v1.NewEvent\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x61nonymous_id\x18\x04 \x01(\tB\x08\n\x06\x66ields\"^\n\x18\x45valuateCriteriaResponse\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12,\n\x07reports\x18\x02 \x03(\x0b\x32\x1b.onefold.v1.CriterionReport2\x83\x04\n\x11\x41\x63tivationService\x12`\n\x0f\x43reateCriterion\x12\".onefold.v1.CreateCriterionRequest\x1a#.onefold.v1.CreateCriterionResponse\"\x04\xc8\xf3\x18\x03\x12\x63\n\x0fUpdateCriterion\x12\".onefold.v1.UpdateCriterionRequest\x1a#.onefold.v1.UpdateCriterionResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12\x63\n\x0f\x44\x65leteCriterion\x12\".onefold.v1.DeleteCriterionRequest\x1a#.onefold.v1.DeleteCriterionResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12Z\n\x0cListCriteria\x12\x1f.onefold.v1.ListCriteriaRequest\x1a .onefold.v1.ListCriteriaResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12\x66\n\x10\x45valuateCriteria\x12#.onefold.v1.EvaluateCriteriaRequest\x1a$.onefold.v1.EvaluateCriteriaResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#onefold/v1/activation_service.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/consent.proto\x1a\x1aonefold/v1/criterion.proto\x1a\x1conefold/v1/data_format.proto\x1a\x16onefold/v1/event.proto\x1a\x1bonefold/v1/item_error.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"\x83\x01\n\x16\x43reateCriterionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04root\x18\x02 \x01(\x0b\x32\x19.onefold.v1.CriterionNode\x12\x1e\n\x16\x61pply_to_stored_events\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"U\n\x17\x43reateCriterionResponse\x12(\n\tcriterion\x18\x01 \x01(\x0b\x32\x15.onefold.v1.Criterion\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\xb8\x01\n\x16UpdateCriterionRequest\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\'\n\x04root\x18\x03 \x01(\x0b\x32\x19.onefold.v1.CriterionNode\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12\x1e\n\x16\x61pply_to_stored_events\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x07\n\x05_name\"U\n\x17UpdateCriterionResponse\x12(\n\tcriterion\x18\x01 \x01(\x0b\x32\x15.onefold.v1.Criterion\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x16\x44\x65leteCriterionRequest\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x17\x44\x65leteCriterionResponse\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"B\n\x13ListCriteriaRequest\x12+\n\x0b\x64\x61ta_format\x18\x01 \x01(\x0e\x32\x16.onefold.v1.DataFormat\"V\n\x14ListCriteriaResponse\x12\'\n\x08\x63riteria\x18\x01 \x03(\x0b\x32\x15.onefold.v1.Criterion\x12\x15\n\rcriteria_json\x18\x02 \x01(\t\"\xab\x01\n\x17\x45valuateCriteriaRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.onefold.v1.NewEvent\x12.\n\x0b\x64\x61ta_fields\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x61nonymous_id\x18\x04 \x01(\tB\x08\n\x06\x66ields\"^\n\x18\x45valuateCriteriaResponse\x12\x14\n\x0c\x63riterion_id\x18\x01 \x01(\t\x12,\n\x07reports\x18\x02 \x03(\x0b\x32\x1b.onefold.v1.CriterionReport\"\xdc\x02\n\x1b\x43reateUnknownProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63riterion_id\x18\x02 \x01(\t\x12\x15\n\rsession_count\x18\x03 \x01(\x05\x12\x36\n\x12\x66irst_session_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_session_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06\x64\x65vice\x18\x06 \x01(\x0b\x32\x16.onefold.v1.DeviceInfo\x12.\n\x0b\x64\x61ta_fields\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x08 \x01(\tH\x00\x12\x12\n\nrequest_id\x18\t \x01(\tB\x08\n\x06\x66ields\"\x81\x01\n\x1c\x43reateUnknownProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x12\n\nis_unknown\x18\x02 \x01(\x08\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x10\n\x08replayed\x18\x04 \x01(\x08\"\x82\x01\n\x0cReplayUpdate\x12.\n\x0b\x64\x61ta_fields\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x02 \x01(\tH\x00\x12\x1c\n\x14merge_nested_objects\x18\x03 \x01(\x08\x42\x08\n\x06\x66ields\"g\n\nReplayItem\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.onefold.v1.NewEventH\x00\x12*\n\x06update\x18\x02 \x01(\x0b\x32\x18.onefold.v1.ReplayUpdateH\x00\x42\x06\n\x04item\"\xae\x01\n\rReplayRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12%\n\x05items\x18\x02 \x03(\x0b\x32\x16.onefold.v1.ReplayItem\x12\x16\n\x0eprefer_user_id\x18\x03 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x98\x01\n\x0cReplayResult\x12(\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.onefold.v1.TrackResultH\x00\x12+\n\x07profile\x18\x02 \x01(\x0b\x32\x18.onefold.v1.ProfileWriteH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.onefold.v1.ItemErrorH\x00\x42\t\n\x07outcome\"x\n\x0eReplayResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12)\n\x07results\x18\x02 \x03(\x0b\x32\x18.onefold.v1.ReplayResult\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xff\x01\n\x14RecordConsentRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x02 \x01(\tH\x00\x12\x31\n\rdecision_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cis_withdrawn\x18\x04 \x01(\x08\x12\x10\n\x08is_known\x18\x05 \x01(\x08\x12&\n\x06\x64\x65vice\x18\x06 \x01(\x0b\x32\x16.onefold.v1.DeviceInfo\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06holder\"c\n\x15RecordConsentResponse\x12$\n\x07\x63onsent\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Consent\x12\x12\n\nprofile_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x32\x9d\x06\n\x11\x41\x63tivationService\x12`\n\x0f\x43reateCriterion\x12\".onefold.v1.CreateCriterionRequest\x1a#.onefold.v1.CreateCriterionResponse\"\x04\xc8\xf3\x18\x03\x12\x63\n\x0fUpdateCriterion\x12\".onefold.v1.UpdateCriterionRequest\x1a#.onefold.v1.UpdateCriterionResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12\x63\n\x0f\x44\x65leteCriterion\x12\".onefold.v1.DeleteCriterionRequest\x1a#.onefold.v1.DeleteCriterionResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12Z\n\x0cListCriteria\x12\x1f.onefold.v1.ListCriteriaRequest\x1a .onefold.v1.ListCriteriaResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12\x66\n\x10\x45valuateCriteria\x12#.onefold.v1.EvaluateCriteriaRequest\x1a$.onefold.v1.EvaluateCriteriaResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12r\n\x14\x43reateUnknownProfile\x12\'.onefold.v1.CreateUnknownProfileRequest\x1a(.onefold.v1.CreateUnknownProfileResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12\x45\n\x06Replay\x12\x19.onefold.v1.ReplayRequest\x1a\x1a.onefold.v1.ReplayResponse\"\x04\xc8\xf3\x18\x02\x12]\n\rRecordConsent\x12 .onefold.v1.RecordConsentRequest\x1a!.onefold.v1.RecordConsentResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,26 +50,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVATIONSERVICE'].methods_by_name['ListCriteria']._serialized_options = b'\220\002\001\310\363\030\001'
   _globals['_ACTIVATIONSERVICE'].methods_by_name['EvaluateCriteria']._loaded_options = None
   _globals['_ACTIVATIONSERVICE'].methods_by_name['EvaluateCriteria']._serialized_options = b'\220\002\001\310\363\030\001'
-  _globals['_CREATECRITERIONREQUEST']._serialized_start=190
-  _globals['_CREATECRITERIONREQUEST']._serialized_end=321
-  _globals['_CREATECRITERIONRESPONSE']._serialized_start=323
-  _globals['_CREATECRITERIONRESPONSE']._serialized_end=408
-  _globals['_UPDATECRITERIONREQUEST']._serialized_start=411
-  _globals['_UPDATECRITERIONREQUEST']._serialized_end=595
-  _globals['_UPDATECRITERIONRESPONSE']._serialized_start=597
-  _globals['_UPDATECRITERIONRESPONSE']._serialized_end=682
-  _globals['_DELETECRITERIONREQUEST']._serialized_start=684
-  _globals['_DELETECRITERIONREQUEST']._serialized_end=750
-  _globals['_DELETECRITERIONRESPONSE']._serialized_start=752
-  _globals['_DELETECRITERIONRESPONSE']._serialized_end=817
-  _globals['_LISTCRITERIAREQUEST']._serialized_start=819
-  _globals['_LISTCRITERIAREQUEST']._serialized_end=885
-  _globals['_LISTCRITERIARESPONSE']._serialized_start=887
-  _globals['_LISTCRITERIARESPONSE']._serialized_end=973
-  _globals['_EVALUATECRITERIAREQUEST']._serialized_start=976
-  _globals['_EVALUATECRITERIAREQUEST']._serialized_end=1147
-  _globals['_EVALUATECRITERIARESPONSE']._serialized_start=1149
-  _globals['_EVALUATECRITERIARESPONSE']._serialized_end=1243
-  _globals['_ACTIVATIONSERVICE']._serialized_start=1246
-  _globals['_ACTIVATIONSERVICE']._serialized_end=1761
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['CreateUnknownProfile']._loaded_options = None
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['CreateUnknownProfile']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['Replay']._loaded_options = None
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['Replay']._serialized_options = b'\310\363\030\002'
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['RecordConsent']._loaded_options = None
+  _globals['_ACTIVATIONSERVICE'].methods_by_name['RecordConsent']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_CREATECRITERIONREQUEST']._serialized_start=304
+  _globals['_CREATECRITERIONREQUEST']._serialized_end=435
+  _globals['_CREATECRITERIONRESPONSE']._serialized_start=437
+  _globals['_CREATECRITERIONRESPONSE']._serialized_end=522
+  _globals['_UPDATECRITERIONREQUEST']._serialized_start=525
+  _globals['_UPDATECRITERIONREQUEST']._serialized_end=709
+  _globals['_UPDATECRITERIONRESPONSE']._serialized_start=711
+  _globals['_UPDATECRITERIONRESPONSE']._serialized_end=796
+  _globals['_DELETECRITERIONREQUEST']._serialized_start=798
+  _globals['_DELETECRITERIONREQUEST']._serialized_end=864
+  _globals['_DELETECRITERIONRESPONSE']._serialized_start=866
+  _globals['_DELETECRITERIONRESPONSE']._serialized_end=931
+  _globals['_LISTCRITERIAREQUEST']._serialized_start=933
+  _globals['_LISTCRITERIAREQUEST']._serialized_end=999
+  _globals['_LISTCRITERIARESPONSE']._serialized_start=1001
+  _globals['_LISTCRITERIARESPONSE']._serialized_end=1087
+  _globals['_EVALUATECRITERIAREQUEST']._serialized_start=1090
+  _globals['_EVALUATECRITERIAREQUEST']._serialized_end=1261
+  _globals['_EVALUATECRITERIARESPONSE']._serialized_start=1263
+  _globals['_EVALUATECRITERIARESPONSE']._serialized_end=1357
+  _globals['_CREATEUNKNOWNPROFILEREQUEST']._serialized_start=1360
+  _globals['_CREATEUNKNOWNPROFILEREQUEST']._serialized_end=1708
+  _globals['_CREATEUNKNOWNPROFILERESPONSE']._serialized_start=1711
+  _globals['_CREATEUNKNOWNPROFILERESPONSE']._serialized_end=1840
+  _globals['_REPLAYUPDATE']._serialized_start=1843
+  _globals['_REPLAYUPDATE']._serialized_end=1973
+  _globals['_REPLAYITEM']._serialized_start=1975
+  _globals['_REPLAYITEM']._serialized_end=2078
+  _globals['_REPLAYREQUEST']._serialized_start=2081
+  _globals['_REPLAYREQUEST']._serialized_end=2255
+  _globals['_REPLAYRESULT']._serialized_start=2258
+  _globals['_REPLAYRESULT']._serialized_end=2410
+  _globals['_REPLAYRESPONSE']._serialized_start=2412
+  _globals['_REPLAYRESPONSE']._serialized_end=2532
+  _globals['_RECORDCONSENTREQUEST']._serialized_start=2535
+  _globals['_RECORDCONSENTREQUEST']._serialized_end=2790
+  _globals['_RECORDCONSENTRESPONSE']._serialized_start=2792
+  _globals['_RECORDCONSENTRESPONSE']._serialized_end=2891
+  _globals['_ACTIVATIONSERVICE']._serialized_start=2894
+  _globals['_ACTIVATIONSERVICE']._serialized_end=3691
 # @@protoc_insertion_point(module_scope)

@@ -7,10 +7,14 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from onefold.v1 import consent_pb2 as _consent_pb2
 from onefold.v1 import criterion_pb2 as _criterion_pb2
 from onefold.v1 import data_format_pb2 as _data_format_pb2
 from onefold.v1 import event_pb2 as _event_pb2
+from onefold.v1 import item_error_pb2 as _item_error_pb2
+from onefold.v1 import profile_pb2 as _profile_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -332,3 +336,369 @@ class EvaluateCriteriaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateCriteriaResponse: _TypeAlias = EvaluateCriteriaResponse  # noqa: Y015
+
+@_typing.final
+class CreateUnknownProfileRequest(_message.Message):
+    """A visitor's session, as a client kept it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CRITERION_ID_FIELD_NUMBER: _builtins.int
+    SESSION_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_SESSION_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SESSION_TIME_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_JSON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The temporary user_id: a UUID made by the client, in its usual form of 36 characters. Required."""
+    criterion_id: _builtins.str
+    """The criterion that the visitor matched; empty if the profile is made for another reason."""
+    session_count: _builtins.int
+    """How many sessions the visitor has had; not negative."""
+    data_fields_json: _builtins.str
+    """As the text of a JSON object."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def first_session_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first session began; unset if not known."""
+
+    @_builtins.property
+    def last_session_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last session began; unset if not known. Not before first_session_time."""
+
+    @_builtins.property
+    def device(self) -> _consent_pb2.DeviceInfo:
+        """The device."""
+
+    @_builtins.property
+    def data_fields(self) -> _struct_pb2.Struct:
+        """As a Struct."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        criterion_id: _builtins.str = ...,
+        session_count: _builtins.int = ...,
+        first_session_time: _timestamp_pb2.Timestamp | None = ...,
+        last_session_time: _timestamp_pb2.Timestamp | None = ...,
+        device: _consent_pb2.DeviceInfo | None = ...,
+        data_fields: _struct_pb2.Struct | None = ...,
+        data_fields_json: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "device", b"device", "fields", b"fields", "first_session_time", b"first_session_time", "last_session_time", b"last_session_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["criterion_id", b"criterion_id", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "device", b"device", "fields", b"fields", "first_session_time", b"first_session_time", "last_session_time", b"last_session_time", "request_id", b"request_id", "session_count", b"session_count", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_fields: _TypeAlias = _typing.Literal["data_fields", "data_fields_json"]  # noqa: Y015
+    _WhichOneofArgType_fields: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_fields) -> _WhichOneofReturnType_fields | None: ...
+
+Global___CreateUnknownProfileRequest: _TypeAlias = CreateUnknownProfileRequest  # noqa: Y015
+
+@_typing.final
+class CreateUnknownProfileResponse(_message.Message):
+    """The visitor's profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    IS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    is_unknown: _builtins.bool
+    """Whether the profile is an unknown one."""
+    event_id: _builtins.str
+    """The id of the unknownSession event; empty if the user_id has led to another profile since."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """The profile: CREATED; or UNCHANGED if it was there, or if the user_id has led to another one since."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        is_unknown: _builtins.bool = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "is_unknown", b"is_unknown", "profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUnknownProfileResponse: _TypeAlias = CreateUnknownProfileResponse  # noqa: Y015
+
+@_typing.final
+class ReplayUpdate(_message.Message):
+    """A change of the person's profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELDS_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_JSON_FIELD_NUMBER: _builtins.int
+    MERGE_NESTED_OBJECTS_FIELD_NUMBER: _builtins.int
+    data_fields_json: _builtins.str
+    """As the text of a JSON object."""
+    merge_nested_objects: _builtins.bool
+    """As in UpdateProfileRequest."""
+    @_builtins.property
+    def data_fields(self) -> _struct_pb2.Struct:
+        """As a Struct."""
+
+    def __init__(
+        self,
+        *,
+        data_fields: _struct_pb2.Struct | None = ...,
+        data_fields_json: _builtins.str = ...,
+        merge_nested_objects: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields", "merge_nested_objects", b"merge_nested_objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_fields: _TypeAlias = _typing.Literal["data_fields", "data_fields_json"]  # noqa: Y015
+    _WhichOneofArgType_fields: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_fields) -> _WhichOneofReturnType_fields | None: ...
+
+Global___ReplayUpdate: _TypeAlias = ReplayUpdate  # noqa: Y015
+
+@_typing.final
+class ReplayItem(_message.Message):
+    """One thing that a client kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.NewEvent:
+        """An event. Its identifiers must be empty: the request says whose it is."""
+
+    @_builtins.property
+    def update(self) -> Global___ReplayUpdate:
+        """An update of the profile."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.NewEvent | None = ...,
+        update: Global___ReplayUpdate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "item", b"item", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "item", b"item", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["event", "update"]  # noqa: Y015
+    _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
+
+Global___ReplayItem: _TypeAlias = ReplayItem  # noqa: Y015
+
+@_typing.final
+class ReplayRequest(_message.Message):
+    """What a client kept of a visitor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    PREFER_USER_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    prefer_user_id: _builtins.bool
+    """As in UpdateProfileRequest."""
+    update_existing_only: _builtins.bool
+    """Skip everything rather than create the profile."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who it was. Required."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayItem]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        items: _abc.Iterable[Global___ReplayItem] | None = ...,
+        prefer_user_id: _builtins.bool = ...,
+        update_existing_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifiers", b"identifiers", "items", b"items", "prefer_user_id", b"prefer_user_id", "request_id", b"request_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRequest: _TypeAlias = ReplayRequest  # noqa: Y015
+
+@_typing.final
+class ReplayResult(_message.Message):
+    """What became of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.TrackResult:
+        """What became of the event."""
+
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """What became of the profile."""
+
+    @_builtins.property
+    def error(self) -> _item_error_pb2.ItemError:
+        """Why nothing of the item was taken."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.TrackResult | None = ...,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        error: _item_error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["event", "profile", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ReplayResult: _TypeAlias = ReplayResult  # noqa: Y015
+
+@_typing.final
+class ReplayResponse(_message.Message):
+    """What became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """The person's profile: CREATED, UPDATED, UNCHANGED, or SKIPPED with update_existing_only."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayResult]:
+        """One for each item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        results: _abc.Iterable[Global___ReplayResult] | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "replayed", b"replayed", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayResponse: _TypeAlias = ReplayResponse  # noqa: Y015
+
+@_typing.final
+class RecordConsentRequest(_message.Message):
+    """Whose decision it was, and which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
+    DECISION_TIME_FIELD_NUMBER: _builtins.int
+    IS_WITHDRAWN_FIELD_NUMBER: _builtins.int
+    IS_KNOWN_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    anonymous_id: _builtins.str
+    """A visitor's: 1 to 256 bytes."""
+    is_withdrawn: _builtins.bool
+    """Consent was taken back, not given."""
+    is_known: _builtins.bool
+    """Whether it was known who the visitor is."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """A person's. A user_id that is a UUID may also be one under which an unknown profile is yet to be made."""
+
+    @_builtins.property
+    def decision_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided. Default: now; a time ahead of the database's clock counts as now."""
+
+    @_builtins.property
+    def device(self) -> _consent_pb2.DeviceInfo:
+        """The device on which it was decided."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        anonymous_id: _builtins.str = ...,
+        decision_time: _timestamp_pb2.Timestamp | None = ...,
+        is_withdrawn: _builtins.bool = ...,
+        is_known: _builtins.bool = ...,
+        device: _consent_pb2.DeviceInfo | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "decision_time", b"decision_time", "device", b"device", "holder", b"holder", "identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "decision_time", b"decision_time", "device", b"device", "holder", b"holder", "identifiers", b"identifiers", "is_known", b"is_known", "is_withdrawn", b"is_withdrawn", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_holder: _TypeAlias = _typing.Literal["identifiers", "anonymous_id"]  # noqa: Y015
+    _WhichOneofArgType_holder: _TypeAlias = _typing.Literal["holder", b"holder"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_holder) -> _WhichOneofReturnType_holder | None: ...
+
+Global___RecordConsentRequest: _TypeAlias = RecordConsentRequest  # noqa: Y015
+
+@_typing.final
+class RecordConsentResponse(_message.Message):
+    """The consent as it stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSENT_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """The profile whose it is; empty for a visitor's."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def consent(self) -> _consent_pb2.Consent:
+        """The consent."""
+
+    def __init__(
+        self,
+        *,
+        consent: _consent_pb2.Consent | None = ...,
+        profile_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "profile_id", b"profile_id", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordConsentResponse: _TypeAlias = RecordConsentResponse  # noqa: Y015

@@ -66,6 +66,21 @@ class ActivationServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaResponse.FromString,
                 _registered_method=True)
+        self.CreateUnknownProfile = channel.unary_unary(
+                '/onefold.v1.ActivationService/CreateUnknownProfile',
+                request_serializer=onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileResponse.FromString,
+                _registered_method=True)
+        self.Replay = channel.unary_unary(
+                '/onefold.v1.ActivationService/Replay',
+                request_serializer=onefold_dot_v1_dot_activation__service__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_activation__service__pb2.ReplayResponse.FromString,
+                _registered_method=True)
+        self.RecordConsent = channel.unary_unary(
+                '/onefold.v1.ActivationService/RecordConsent',
+                request_serializer=onefold_dot_v1_dot_activation__service__pb2.RecordConsentRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_activation__service__pb2.RecordConsentResponse.FromString,
+                _registered_method=True)
 
 
 class ActivationServiceServicer(object):
@@ -131,6 +146,56 @@ class ActivationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateUnknownProfile(self, request, context):
+        """Makes the unknown profile of a visitor, under a temporary UUID user_id, with one "unknownSession" event. Atomic.
+        Idempotent: what was made stays as it was made, and the answer says UNCHANGED. Works in projects of every type; in
+        an EMAIL project the profile gets a generated placeholder email.
+
+        Where the user_id has led to a known profile since, because the visitor turned out to be somebody, that profile is
+        answered and nothing is made. The event's data says criterionId, sessionCount, firstSessionTime, lastSessionTime and
+        deviceInfo as far as they were told, and isUnknownUser = false once the profile was merged into one that was there
+        before.
+
+        Reasons: FIELDS_INVALID (a user_id that is no UUID, among others), CRITERIA_STALE (the criterion is gone),
+        CONSENT_REQUIRED, IDENTIFIER_TAKEN (the user_id is a known person's), PLACEHOLDER_TAKEN, DATA_FIELDS_LIMIT,
+        FORGOTTEN, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Replay(self, request, context):
+        """Tells everything at once that a client kept of a visitor: events with their own times and ids, and updates of the
+        profile; at most 1,000 items, with one result per item in request order. Per item: a bad item never spoils the
+        others, and those that are good are committed together. Safe to send again if the events have event_ids (they are
+        duplicates then), or with a request_id.
+
+        Goes to an unknown profile, or straight to a known one when it is known who the visitor is before any criterion
+        matched. A person who is not there is created as by UpdateProfile. The updates are applied first, in their order, and
+        then the events, whose times may lie as far back as 1970.
+
+        Reasons of an item: as for Track and UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items),
+        PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id), IDENTIFIERS_CONFLICT,
+        PLACEHOLDER_TAKEN, FORGOTTEN, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordConsent(self, request, context):
+        """Records that a visitor or a person gave consent, or took it back. Atomic. Idempotent, in any order: what was decided
+        last, by the time of the decision, stands; taking back wins over giving at the same moment.
+
+        In a project with require_consent a visitor without consent gets no unknown profile. Profiles that are there already
+        stay. A record goes when its person is forgotten or deleted; one under an anonymous_id, or under a user_id for which
+        no profile was made, after a year.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActivationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +223,21 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.EvaluateCriteria,
                     request_deserializer=onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaResponse.SerializeToString,
+            ),
+            'CreateUnknownProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUnknownProfile,
+                    request_deserializer=onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileResponse.SerializeToString,
+            ),
+            'Replay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replay,
+                    request_deserializer=onefold_dot_v1_dot_activation__service__pb2.ReplayRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_activation__service__pb2.ReplayResponse.SerializeToString,
+            ),
+            'RecordConsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordConsent,
+                    request_deserializer=onefold_dot_v1_dot_activation__service__pb2.RecordConsentRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_activation__service__pb2.RecordConsentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -302,6 +382,87 @@ class ActivationService(object):
             '/onefold.v1.ActivationService/EvaluateCriteria',
             onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaRequest.SerializeToString,
             onefold_dot_v1_dot_activation__service__pb2.EvaluateCriteriaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUnknownProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.ActivationService/CreateUnknownProfile',
+            onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileRequest.SerializeToString,
+            onefold_dot_v1_dot_activation__service__pb2.CreateUnknownProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.ActivationService/Replay',
+            onefold_dot_v1_dot_activation__service__pb2.ReplayRequest.SerializeToString,
+            onefold_dot_v1_dot_activation__service__pb2.ReplayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordConsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.ActivationService/RecordConsent',
+            onefold_dot_v1_dot_activation__service__pb2.RecordConsentRequest.SerializeToString,
+            onefold_dot_v1_dot_activation__service__pb2.RecordConsentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,44 @@ class ActivationServiceStub:
 
     Reasons: FIELDS_INVALID.
     """
+    CreateUnknownProfile: _grpc.UnaryUnaryMultiCallable[_activation_service_pb2.CreateUnknownProfileRequest, _activation_service_pb2.CreateUnknownProfileResponse]
+    """Makes the unknown profile of a visitor, under a temporary UUID user_id, with one "unknownSession" event. Atomic.
+    Idempotent: what was made stays as it was made, and the answer says UNCHANGED. Works in projects of every type; in
+    an EMAIL project the profile gets a generated placeholder email.
+
+    Where the user_id has led to a known profile since, because the visitor turned out to be somebody, that profile is
+    answered and nothing is made. The event's data says criterionId, sessionCount, firstSessionTime, lastSessionTime and
+    deviceInfo as far as they were told, and isUnknownUser = false once the profile was merged into one that was there
+    before.
+
+    Reasons: FIELDS_INVALID (a user_id that is no UUID, among others), CRITERIA_STALE (the criterion is gone),
+    CONSENT_REQUIRED, IDENTIFIER_TAKEN (the user_id is a known person's), PLACEHOLDER_TAKEN, DATA_FIELDS_LIMIT,
+    FORGOTTEN, REQUEST_ID_REUSED.
+    """
+    Replay: _grpc.UnaryUnaryMultiCallable[_activation_service_pb2.ReplayRequest, _activation_service_pb2.ReplayResponse]
+    """Tells everything at once that a client kept of a visitor: events with their own times and ids, and updates of the
+    profile; at most 1,000 items, with one result per item in request order. Per item: a bad item never spoils the
+    others, and those that are good are committed together. Safe to send again if the events have event_ids (they are
+    duplicates then), or with a request_id.
+
+    Goes to an unknown profile, or straight to a known one when it is known who the visitor is before any criterion
+    matched. A person who is not there is created as by UpdateProfile. The updates are applied first, in their order, and
+    then the events, whose times may lie as far back as 1970.
+
+    Reasons of an item: as for Track and UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items),
+    PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id), IDENTIFIERS_CONFLICT,
+    PLACEHOLDER_TAKEN, FORGOTTEN, REQUEST_ID_REUSED.
+    """
+    RecordConsent: _grpc.UnaryUnaryMultiCallable[_activation_service_pb2.RecordConsentRequest, _activation_service_pb2.RecordConsentResponse]
+    """Records that a visitor or a person gave consent, or took it back. Atomic. Idempotent, in any order: what was decided
+    last, by the time of the decision, stands; taking back wins over giving at the same moment.
+
+    In a project with require_consent a visitor without consent gets no unknown profile. Profiles that are there already
+    stay. A record goes when its person is forgotten or deleted; one under an anonymous_id, or under a user_id for which
+    no profile was made, after a year.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    """
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -116,6 +154,44 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     The order of the events says nothing. With an anonymous_id the visitor's stored events count too, the newest 1,000.
 
     Reasons: FIELDS_INVALID.
+    """
+    CreateUnknownProfile: _aio.UnaryUnaryMultiCallable[_activation_service_pb2.CreateUnknownProfileRequest, _activation_service_pb2.CreateUnknownProfileResponse]  # type: ignore[assignment]
+    """Makes the unknown profile of a visitor, under a temporary UUID user_id, with one "unknownSession" event. Atomic.
+    Idempotent: what was made stays as it was made, and the answer says UNCHANGED. Works in projects of every type; in
+    an EMAIL project the profile gets a generated placeholder email.
+
+    Where the user_id has led to a known profile since, because the visitor turned out to be somebody, that profile is
+    answered and nothing is made. The event's data says criterionId, sessionCount, firstSessionTime, lastSessionTime and
+    deviceInfo as far as they were told, and isUnknownUser = false once the profile was merged into one that was there
+    before.
+
+    Reasons: FIELDS_INVALID (a user_id that is no UUID, among others), CRITERIA_STALE (the criterion is gone),
+    CONSENT_REQUIRED, IDENTIFIER_TAKEN (the user_id is a known person's), PLACEHOLDER_TAKEN, DATA_FIELDS_LIMIT,
+    FORGOTTEN, REQUEST_ID_REUSED.
+    """
+    Replay: _aio.UnaryUnaryMultiCallable[_activation_service_pb2.ReplayRequest, _activation_service_pb2.ReplayResponse]  # type: ignore[assignment]
+    """Tells everything at once that a client kept of a visitor: events with their own times and ids, and updates of the
+    profile; at most 1,000 items, with one result per item in request order. Per item: a bad item never spoils the
+    others, and those that are good are committed together. Safe to send again if the events have event_ids (they are
+    duplicates then), or with a request_id.
+
+    Goes to an unknown profile, or straight to a known one when it is known who the visitor is before any criterion
+    matched. A person who is not there is created as by UpdateProfile. The updates are applied first, in their order, and
+    then the events, whose times may lie as far back as 1970.
+
+    Reasons of an item: as for Track and UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items),
+    PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id), IDENTIFIERS_CONFLICT,
+    PLACEHOLDER_TAKEN, FORGOTTEN, REQUEST_ID_REUSED.
+    """
+    RecordConsent: _aio.UnaryUnaryMultiCallable[_activation_service_pb2.RecordConsentRequest, _activation_service_pb2.RecordConsentResponse]  # type: ignore[assignment]
+    """Records that a visitor or a person gave consent, or took it back. Atomic. Idempotent, in any order: what was decided
+    last, by the time of the decision, stands; taking back wins over giving at the same moment.
+
+    In a project with require_consent a visitor without consent gets no unknown profile. Profiles that are there already
+    stay. A record goes when its person is forgotten or deleted; one under an anonymous_id, or under a user_id for which
+    no profile was made, after a year.
+
+    Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
     """
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -188,6 +264,62 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         The order of the events says nothing. With an anonymous_id the visitor's stored events count too, the newest 1,000.
 
         Reasons: FIELDS_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateUnknownProfile(
+        self,
+        request: _activation_service_pb2.CreateUnknownProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_activation_service_pb2.CreateUnknownProfileResponse, _abc.Awaitable[_activation_service_pb2.CreateUnknownProfileResponse]]:
+        """Makes the unknown profile of a visitor, under a temporary UUID user_id, with one "unknownSession" event. Atomic.
+        Idempotent: what was made stays as it was made, and the answer says UNCHANGED. Works in projects of every type; in
+        an EMAIL project the profile gets a generated placeholder email.
+
+        Where the user_id has led to a known profile since, because the visitor turned out to be somebody, that profile is
+        answered and nothing is made. The event's data says criterionId, sessionCount, firstSessionTime, lastSessionTime and
+        deviceInfo as far as they were told, and isUnknownUser = false once the profile was merged into one that was there
+        before.
+
+        Reasons: FIELDS_INVALID (a user_id that is no UUID, among others), CRITERIA_STALE (the criterion is gone),
+        CONSENT_REQUIRED, IDENTIFIER_TAKEN (the user_id is a known person's), PLACEHOLDER_TAKEN, DATA_FIELDS_LIMIT,
+        FORGOTTEN, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def Replay(
+        self,
+        request: _activation_service_pb2.ReplayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_activation_service_pb2.ReplayResponse, _abc.Awaitable[_activation_service_pb2.ReplayResponse]]:
+        """Tells everything at once that a client kept of a visitor: events with their own times and ids, and updates of the
+        profile; at most 1,000 items, with one result per item in request order. Per item: a bad item never spoils the
+        others, and those that are good are committed together. Safe to send again if the events have event_ids (they are
+        duplicates then), or with a request_id.
+
+        Goes to an unknown profile, or straight to a known one when it is known who the visitor is before any criterion
+        matched. A person who is not there is created as by UpdateProfile. The updates are applied first, in their order, and
+        then the events, whose times may lie as far back as 1970.
+
+        Reasons of an item: as for Track and UpdateProfile. Of the call: FIELDS_INVALID (more than 1,000 items),
+        PROFILE_NOT_FOUND (EMAIL, by user_id alone, nobody there, without prefer_user_id), IDENTIFIERS_CONFLICT,
+        PLACEHOLDER_TAKEN, FORGOTTEN, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordConsent(
+        self,
+        request: _activation_service_pb2.RecordConsentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_activation_service_pb2.RecordConsentResponse, _abc.Awaitable[_activation_service_pb2.RecordConsentResponse]]:
+        """Records that a visitor or a person gave consent, or took it back. Atomic. Idempotent, in any order: what was decided
+        last, by the time of the decision, stands; taking back wins over giving at the same moment.
+
+        In a project with require_consent a visitor without consent gets no unknown profile. Profiles that are there already
+        stay. A record goes when its person is forgotten or deleted; one under an anonymous_id, or under a user_id for which
+        no profile was made, after a year.
+
+        Reasons: FIELDS_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
         """
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

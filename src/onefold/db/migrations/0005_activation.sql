@@ -22,9 +22,12 @@ CREATE TABLE consents (
     is_known boolean NOT NULL,
     device json NOT NULL DEFAULT '{}',
     record_time timestamptz NOT NULL DEFAULT now(),
+    -- Whether holder_id is a profile; a visitor's goes after a year.
+    is_profiles boolean NOT NULL,
     PRIMARY KEY (project_id, holder_id),
     CHECK (consent_time IS NOT NULL OR withdraw_time IS NOT NULL)
 );
+CREATE INDEX consents_of_visitors ON consents (record_time) WHERE NOT is_profiles;
 
 -- Events of visitors that a worker has still to look at: one row for each transaction that stored some, with their keys.
 -- An element without a key asks to look at everything that is stored of the visitor.
