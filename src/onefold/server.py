@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from onefold.activation.service import ActivationService
 from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
@@ -21,6 +22,7 @@ from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.merges.learning import learn_who
 from onefold.merges.service import MergeCalls
 from onefold.ports import cannot_listen, require_free
 from onefold.projects.keys import Authenticator
@@ -31,6 +33,8 @@ from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
 from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
+    activation_service_pb2,
+    activation_service_pb2_grpc,
     devices_service_pb2,
     devices_service_pb2_grpc,
     events_service_pb2,
@@ -48,7 +52,7 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
     """The whole IdentityService: profiles, merging, forgetting."""
 
     def __init__(self, database: Database, doorbell: Doorbell) -> None:
-        IdentityService.__init__(self, database, doorbell)
+        IdentityService.__init__(self, database, doorbell, learn_who)
         MergeCalls.__init__(self, database, doorbell)
         ForgetCalls.__init__(self, database, doorbell)
 
@@ -62,6 +66,7 @@ class Events(EventsService, TriggerCalls):
 
 
 FILES: Final = [
+    activation_service_pb2.DESCRIPTOR,
     devices_service_pb2.DESCRIPTOR,
     events_service_pb2.DESCRIPTOR,
     identity_service_pb2.DESCRIPTOR,
@@ -118,6 +123,7 @@ async def serve(
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
         events_service_pb2_grpc.add_EventsServiceServicer_to_server(Events(database, batcher), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
+        activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(database), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
         )

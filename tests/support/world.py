@@ -37,7 +37,21 @@ _MOMENTS = {
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],
     "requests": ["create_time"],
     "triggers": ["event_time", "create_time"],
+    "criteria": ["create_time", "update_time"],
+    "consents": ["consent_time", "withdraw_time", "record_time"],
+    "activation_visitors": ["oldest_event_time", "active_day"],
 }
+
+# An undo restores the moment of the source's signup, by which its unknownSession event is found.
+_SIGNUPS_TO_RESTORE = """
+UPDATE merges
+SET snapshot = replace(
+    snapshot::text,
+    snapshot #>> '{source,signup_time}',
+    to_char((snapshot #>> '{source,signup_time}')::timestamptz - $2::interval, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+)::json
+WHERE project_id = $1 AND snapshot IS NOT NULL
+"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class World:
             for table, columns in _MOMENTS.items():
                 changes = ", ".join(f"{column} = {column} - $2::interval" for column in columns)
                 await connection.execute(f"UPDATE {table} SET {changes} WHERE project_id = $1", project_id, by)
+            await connection.execute(_SIGNUPS_TO_RESTORE, project_id, by)
 
         await self.database.transact(work)
 

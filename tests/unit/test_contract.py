@@ -87,6 +87,7 @@ def test_there_are_writes_in_each_service_of_people() -> None:
         "onefold.v1.IdentityService",
         "onefold.v1.EventsService",
         "onefold.v1.DevicesService",
+        "onefold.v1.ActivationService",
     }
 
 
@@ -113,7 +114,12 @@ LIMITS = [
     ("EVENT_ID_CHARACTERS", "event.proto", f"1 to {limits.EVENT_ID_CHARACTERS} printable characters"),
     *(
         ("REQUEST_ID_CHARACTERS", file, f"1 to {limits.REQUEST_ID_CHARACTERS} printable characters, unique")
-        for file in ("identity_service.proto", "events_service.proto", "devices_service.proto")
+        for file in (
+            "identity_service.proto",
+            "events_service.proto",
+            "devices_service.proto",
+            "activation_service.proto",
+        )
     ),
     ("TOKEN_BYTES", "device.proto", f"1 to {limits.TOKEN_BYTES:,} bytes"),
     ("EVENT_DATA_BYTES", "event.proto", f"at most {limits.EVENT_DATA_BYTES // 1000} kB as JSON text"),
@@ -140,6 +146,14 @@ LIMITS = [
         )
     ),
     ("DEVICES_PER_PROFILE", "devices_service.proto", f"At most {limits.DEVICES_PER_PROFILE} devices a profile"),
+    ("CRITERIA_PER_PROJECT", "activation_service.proto", f"at most {limits.CRITERIA_PER_PROJECT} criteria"),
+    ("CRITERION_BYTES", "criterion.proto", f"{limits.CRITERION_BYTES // 1000} kB as JSON text"),
+    ("EVALUATED_EVENTS", "activation_service.proto", f"at most {limits.EVALUATED_EVENTS:,} events"),
+    ("REPLAY_ITEMS", "activation_service.proto", f"At most {limits.REPLAY_ITEMS:,}."),
+    ("DEVICE_ID_BYTES", "consent.proto", f"calls the device: at most {limits.DEVICE_ID_BYTES} bytes"),
+    ("CONSENT_LIFETIME", "activation_service.proto", "no profile was made, after a year"),
+    ("VISITOR_EVENTS", "activation_service.proto", f"the newest {limits.VISITOR_EVENTS:,}"),
+    ("REPORTED_EVENTS", "criterion.proto", f"in their order: at most {limits.REPORTED_EVENTS}."),
     ("EVENT_AHEAD", "event.proto", f"at most {hours('EVENT_AHEAD')} hours ahead"),
     ("ANONYMOUS_LIFETIME", "events_service.proto", f"gone {limits.ANONYMOUS_LIFETIME.days} days after its event_time"),
     ("ANONYMOUS_LIFETIME", "error_reason.proto", f"{limits.ANONYMOUS_LIFETIME.days} days or more in the past"),

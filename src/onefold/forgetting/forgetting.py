@@ -17,7 +17,7 @@ from onefold.db.queries import Connection, Queries
 from onefold.events.store import recipient_id
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, is_exclusive, wanted_identifiers
-from onefold.identity.store import subject_id
+from onefold.identity.store import session_id, subject_id
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
@@ -53,6 +53,11 @@ async def forget(connection: Connection, project: Project, named: Named) -> Forg
     if free and not all(key in found.directory.forgotten for key in free):
         await _hold(connection, project, free)
     left: list[Intent] = []
+    if named.user_id is not None:
+        # Nobody need be there: a visitor may have consented to a profile that was never made.
+        session = session_id(project.project_id, named.user_id)
+        await queries.delete_activation.execute(connection, project_id=project.project_id, holder_ids=[session])
+        await queries.delete_answers.execute(connection, project_id=project.project_id, profile_ids=[session])
     if person is not None and person.profile_id is not None:
         # Held first: what a merge or a renaming that is just being committed gave the person is to be blocked too.
         await identity.lock_data_fields(connection, project.project_id, person)
@@ -114,12 +119,18 @@ async def erase(connection: Connection, project: Project, profile_id: UUID, *, f
     merged = await queries.merged_profiles.fetch(connection, project_id=project_id, profile_id=profile_id)
     everything = [profile_id, *(row["origin_id"] for row in merged)]
     subjects = [subject_id(project_id, row["value"]) for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID]
+    sessions = [session_id(project_id, row["value"]) for row in owned if row["kind"] == IdentifierKind.USER_ID]
+    await queries.delete_activation.execute(
+        connection, project_id=project_id, holder_ids=[*everything, *subjects, *sessions]
+    )
     await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
     rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
     tokens = list({row["token"] for row in rows})
     await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
-    await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=[*everything, *subjects])
+    await queries.delete_answers.execute(
+        connection, project_id=project_id, profile_ids=[*everything, *subjects, *sessions]
+    )
     # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)

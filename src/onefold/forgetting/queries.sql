@@ -107,6 +107,16 @@ WHERE
     project_id = :project_id
     AND (target_profile_id = ANY(:profile_ids::uuid []) OR source_profile_id = ANY(:profile_ids::uuid []));
 
+-- name: delete_activation
+-- What the person and their visitors allowed, and how near to a profile the visitors were.
+WITH visitors AS (
+    DELETE FROM activation_visitors
+    WHERE activation_visitors.project_id = :project_id AND activation_visitors.subject_id = ANY(:holder_ids::uuid [])
+)
+
+DELETE FROM consents
+WHERE project_id = :project_id AND holder_id = ANY(:holder_ids::uuid []);
+
 -- name: delete_answers
 -- Stored answers hold identifiers; a request of the person sent again is refused like any other.
 DELETE FROM requests

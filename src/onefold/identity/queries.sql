@@ -195,9 +195,11 @@ SELECT EXISTS (SELECT FROM forgotten WHERE project_id = :project_id AND hash = A
 
 -- name: insert_profiles
 -- Inserts all or, if one of their identifiers was forgotten, none. ForgetProfile claims what it blocks: after one's own
--- claim, whoever waited for it sees it here, and nobody comes in between.
-INSERT INTO profiles (project_id, profile_id, email, user_id, data_fields, signup_source)
-SELECT :project_id, new.profile_id, new.email, new.user_id, new.data_fields, new.signup_source
+-- claim, whoever waited for it sees it here, and nobody comes in between. One that is made for a visitor (ACTIVATION) is an
+-- unknown one.
+INSERT INTO profiles (project_id, profile_id, email, user_id, data_fields, signup_source, is_unknown)
+SELECT
+    :project_id, new.profile_id, new.email, new.user_id, new.data_fields, new.signup_source, new.signup_source = 5
 FROM
     unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text [], :data_fields::json [], :sources::smallint [])
         AS new (profile_id, email, user_id, data_fields, signup_source)
@@ -209,6 +211,29 @@ UPDATE profiles
 SET email = new.email, user_id = new.user_id, profile_update_time = now(), update_time = now()
 FROM unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text []) AS new (profile_id, email, user_id)
 WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;
+
+-- name: become_known
+-- Unknown profiles that got a name of their own.
+UPDATE profiles
+SET is_unknown = false
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid []) AND is_unknown;
+
+-- name: settle_links
+-- It is known now who a visitor is. Links that followed the visitor until then are what any link is when it is made: they
+-- bring in what is received during the grace, and nothing after that; what still moves because of them, too.
+WITH capped AS (
+    UPDATE moves
+    SET window_end_time = now() + :grace::interval
+    WHERE
+        moves.project_id = :project_id
+        AND moves.owner_profile_id = :profile_id
+        AND moves.container_subject_id IS NOT NULL
+        AND moves.window_end_time > now() + :grace::interval
+)
+
+UPDATE identifiers
+SET link_time = now(), grace_end_time = now() + :grace::interval
+WHERE project_id = :project_id AND profile_id = :profile_id AND kind = 3 AND grace_end_time > now() + :grace::interval;
 
 -- name: lock_data_fields
 -- The profiles of a batch, held until the end of the transaction, with what its updates build on.
@@ -346,6 +371,13 @@ given_back AS (
 
 SELECT profile_id, merge_id, link_time, grace_end_time
 FROM link;
+
+-- name: find_unknown_holder
+-- The unknown profile that an anonymous_id stands for, while it is not known who it is.
+SELECT profile.profile_id, profile.user_id
+FROM identifiers AS link
+INNER JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = link.profile_id
+WHERE link.project_id = :project_id AND link.kind = 3 AND link.value = :anonymous_id AND profile.is_unknown;
 
 -- name: find_link
 -- Whose an anonymous_id is.

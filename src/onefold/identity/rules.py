@@ -67,6 +67,7 @@ class SignupSource(enum.IntEnum):
     IDENTIFY = 2
     EVENT = 3
     DEVICE = 4
+    ACTIVATION = 5
 
 
 class Named(NamedTuple):
@@ -153,6 +154,9 @@ def anonymous_id_problem(anonymous_id: str, refused: frozenset[str] = REFUSED_ID
     return None
 
 
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
 def name_person(
     project_type: IdentifierType,
     email: str,
@@ -184,6 +188,11 @@ def name_person(
     if violations:
         return None, violations
     return Named(email or None, user_id or None), []
+
+
+def is_session_id(user_id: str | None) -> bool:
+    """Whether a user_id is a UUID, as the temporary ones of unknown profiles are."""
+    return user_id is not None and _UUID.fullmatch(user_id) is not None
 
 
 def java_hash_code(text: str) -> int:
@@ -239,6 +248,14 @@ class Person:
     def identifiers_changed(self) -> bool:
         """Whether this batch gives it another email or user_id."""
         return (self.email, self.user_id) != (self.stored_email, self.stored_user_id)
+
+
+def is_named_anew(project_type: IdentifierType, person: Person) -> bool:
+    """Whether a person has got another user_id, or a real email where that identifies."""
+    real_email = person.email is not None and not is_placeholder(person.email)
+    return person.user_id != person.stored_user_id or (
+        real_email and person.email != person.stored_email and is_exclusive(project_type, IdentifierKind.EMAIL)
+    )
 
 
 class Placement(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import grpc
 
 from onefold.callers import IdentifierType, Project, caller
+from onefold.db.errors import LostRaceError
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, invalid
@@ -27,6 +30,7 @@ from onefold.identity.rules import (
     Call,
     IdentifierKind,
     Named,
+    Outcome,
     SignupSource,
     email_problem,
     fold_ascii,
@@ -45,14 +49,17 @@ from onefold.rpc.status import to_item_error
 from onefold.v1 import identity_service_pb2, identity_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# Makes the unknown profile that an anonymous_id stands for the named person's, and gives the ledger's entry.
+LearnWho: TypeAlias = Callable[[Connection, Project, Named, Call, str, str], Awaitable[UUID | None]]
 
 
 class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
     """Keeps one profile per person."""
 
-    def __init__(self, database: Database, doorbell: Doorbell) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell, learn_who: LearnWho) -> None:
         self._database = database
         self._doorbell = doorbell
+        self._learn_who = learn_who
 
     async def UpdateProfile(
         self, request: identity_service_pb2.UpdateProfileRequest, context: Context
@@ -273,6 +280,9 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         )
 
         async def work(connection: Connection) -> identity_service_pb2.IdentifyResponse:
+            learned = None
+            if project.settings.event_merging_enabled:
+                learned = await self._learn_who(connection, project, named, call, anonymous_id, key_id)
             written = await write_profile(
                 connection,
                 project,
@@ -281,7 +291,9 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 data_fields=fields,
                 merge_nested_objects=request.merge_nested_objects,
             )
-            link = await _link(connection, project, anonymous_id, written, key_id)
+            if learned is not None and written.outcome is Outcome.UNCHANGED:
+                written = written._replace(outcome=Outcome.UPDATED)
+            link = await _link(connection, project, anonymous_id, written, key_id, learned)
             return identity_service_pb2.IdentifyResponse(profile=to_profile_write(written), link=link)
 
         answer, replayed = await write_once(
@@ -320,7 +332,7 @@ def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate
 
 
 async def _link(
-    connection: Connection, project: Project, anonymous_id: str, written: Written, key_id: str
+    connection: Connection, project: Project, anonymous_id: str, written: Written, key_id: str, learned: UUID | None
 ) -> identity_service_pb2.Link:
     if written.person is None or written.person.profile_id is None:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_SKIPPED)
@@ -334,6 +346,12 @@ async def _link(
         await intents.add(connection, _intent(project, str(link.merge_id)))
     elif link.profile_id == written.person.profile_id:
         outcome = identity_service_pb2.LINK_OUTCOME_ALREADY_LINKED
+        if learned is not None:
+            # To the caller this is when the visitor's history became the person's, and what undoing takes back.
+            outcome, link = identity_service_pb2.LINK_OUTCOME_LINKED, replace(link, merge_id=learned)
+    elif await store.find_unknown_holder(connection, project.project_id, anonymous_id) is not None:
+        # A worker has just linked it to an unknown profile; from the start again, that is learned.
+        raise LostRaceError
     else:
         # Whose it is, and since when, is another person's data.
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_REFUSED_LINKED_ELSEWHERE)

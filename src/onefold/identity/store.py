@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -25,6 +25,8 @@ from onefold.identity.rules import (
     SignupSource,
     forgotten_hashes,
     is_exclusive,
+    is_named_anew,
+    is_session_id,
     wanted_identifiers,
 )
 from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
@@ -35,6 +37,9 @@ _KINDS: Final = {kind.value: kind for kind in IdentifierKind}
 # An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
 NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
 _NOTHING: Final[Mapping[UUID, str]] = {}
+
+# The grace of an id that a worker linked to an unknown profile: until it is known who it is, as good as for ever.
+OPEN_LINK: Final = timedelta(days=50 * 365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +275,7 @@ async def write_people(
             user_ids=[person.user_id for person in changed],
             project_id=project.project_id,
         )
+        await _note_known(connection, project, changed)
 
 
 async def hold_profile(connection: Connection, project_id: str, profile_id: UUID) -> None:
@@ -330,7 +336,12 @@ async def release_redirects(
 
 
 async def claim_link(
-    connection: Connection, project_id: str, anonymous_id: str, profile_id: UUID, key_id: str
+    connection: Connection,
+    project_id: str,
+    anonymous_id: str,
+    profile_id: UUID,
+    key_id: str,
+    grace: timedelta = LINK_GRACE,
 ) -> tuple[LinkRow, bool]:
     """Links an anonymous_id to a person unless it is linked; returns the link that stands, and if it is new."""
     row = await queries.claim_link.fetchrow(
@@ -338,7 +349,7 @@ async def claim_link(
         project_id=project_id,
         anonymous_id=anonymous_id,
         profile_id=profile_id,
-        grace=LINK_GRACE,
+        grace=grace,
         subject_id=subject_id(project_id, anonymous_id),
         lifetime=ANONYMOUS_LIFETIME,
         key_id=key_id,
@@ -356,6 +367,37 @@ async def find_link(connection: Connection, project_id: str, anonymous_id: str) 
     """Whose an anonymous_id is; None while it is nobody's."""
     row = await queries.find_link.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
     return _link(row, subject_id(project_id, anonymous_id)) if row else None
+
+
+async def find_unknown_holder(connection: Connection, project_id: str, anonymous_id: str) -> tuple[UUID, str] | None:
+    """The unknown profile that an anonymous_id stands for, and its user_id; None if there is none."""
+    row = await queries.find_unknown_holder.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
+    return (row["profile_id"], row["user_id"]) if row else None
+
+
+async def settle_links(connection: Connection, project_id: str, profile_id: UUID) -> None:
+    """Lets links that followed a visitor end after the grace, because it is known now who it is."""
+    await queries.settle_links.execute(connection, project_id=project_id, profile_id=profile_id, grace=LINK_GRACE)
+
+
+async def _note_known(connection: Connection, project: Project, changed: list[Person]) -> None:
+    """An unknown profile that got a name of its own is a known one."""
+    named = [
+        person.profile_id
+        for person in changed
+        # Every unknown profile has a UUID as its user_id, and hardly any other has.
+        if is_session_id(person.stored_user_id) and is_named_anew(project.identifier_type, person)
+    ]
+    if named and await queries.become_known.execute(connection, project_id=project.project_id, profile_ids=named):
+        for profile_id in named:
+            if profile_id is not None:
+                await settle_links(connection, project.project_id, profile_id)
+
+
+def session_id(project_id: str, user_id: str) -> UUID:
+    """What stands for an unknown profile that is not made yet, where profiles and visitors have an id."""
+    # No anonymous_id holds a NUL, so no visitor's id is made of the same text.
+    return subject_id(project_id, f"session\0{user_id}")
 
 
 def subject_id(project_id: str, anonymous_id: str) -> UUID:

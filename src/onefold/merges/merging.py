@@ -158,6 +158,11 @@ async def _merge(connection: Connection, project: Project, planned: Plan, key_id
         overlapping=[asdict(device) for device in overlapping],
     )
     await store.add_move(connection, project_id, source.profile_id, target.profile_id, merge_id)
+    if source.is_unknown:
+        # After the moves are held: no worker can be moving the event.
+        await store.tell_session(connection, project_id, source, target.profile_id, was_known=True)
+        if not survivor.is_unknown:
+            await identity.settle_links(connection, project_id, target.profile_id)
     intent = Intent(project_id, merge_id, IntentKind.MOVE)
     await intents.add(connection, intent)
     return Merged(planned.outcome, survivor, merge_id, intent)
@@ -196,6 +201,8 @@ async def _convert(connection: Connection, project: Project, planned: Plan, key_
             exclusive=[exclusive for _, _, exclusive in old],
         )
     await _write(connection, project.project_id, survivor)
+    if source.is_unknown:
+        await identity.settle_links(connection, project.project_id, source.profile_id)
     merge_id = await _add_to_ledger(
         connection, project.project_id, planned, key_id, "CONVERSION", device_count=0, overlapping=[]
     )

@@ -148,6 +148,44 @@ SELECT
 FROM unnest(:kinds::smallint [], :values::text [], :exclusive::boolean []) AS old (kind, value, exclusive)
 ON CONFLICT DO NOTHING;
 
+-- name: tell_session
+-- The unknownSession event of an unknown profile: made at the moment of its signup, under its id. It lies with the profile,
+-- or where a merge had brought it and whence it is still on its way. Found by its key in each of these, never by a scan.
+UPDATE events
+SET
+    data = CASE
+        WHEN :was_known::boolean THEN (events.data::jsonb || '{"isUnknownUser": false}')::json
+        ELSE (events.data::jsonb - 'isUnknownUser')::json
+    END
+WHERE
+    events.project_id = :project_id
+    AND events.profile_id = ANY(
+        ARRAY[:source_id::uuid] || ARRAY(
+            SELECT moves.container_profile_id
+            FROM moves
+            WHERE
+                moves.project_id = :project_id
+                AND moves.owner_profile_id = :owner_id
+                AND moves.container_profile_id IS NOT NULL
+        )
+    )
+    AND events.event_time = :event_time
+    AND events.event_id = :event_id
+    AND events.name = 'unknownSession';
+
+-- name: follow_visitor
+-- A merge that told who a visitor is was undone: the ids that a worker had linked follow the visitor again.
+UPDATE identifiers
+SET grace_end_time = now() + :open_link::interval
+FROM merges
+WHERE
+    identifiers.project_id = :project_id
+    AND identifiers.profile_id = :profile_id
+    AND identifiers.kind = 3
+    AND merges.project_id = :project_id
+    AND merges.merge_id = identifiers.merge_id
+    AND merges.key_id = '';
+
 -- name: own_identifier
 -- Makes an identifier that a merge left to a profile its own (the source filled a gap).
 UPDATE identifiers

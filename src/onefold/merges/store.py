@@ -11,7 +11,7 @@ from uuid import UUID
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries, Record
 from onefold.identity.rules import IdentifierKind
-from onefold.identity.store import Profile, to_profile_row
+from onefold.identity.store import OPEN_LINK, Profile, to_profile_row
 
 queries: Final = Queries("onefold.merges")
 
@@ -167,6 +167,27 @@ async def write_profile(
         project_id=project_id,
         profile_id=profile_id,
     )
+
+
+async def tell_session(
+    connection: Connection, project_id: str, source: Profile, owner_id: UUID, *, was_known: bool
+) -> None:
+    """Notes on the unknownSession event of an unknown profile, which is now the owner's, whether it was merged into a
+    profile that was there before (U6)."""
+    await queries.tell_session.execute(
+        connection,
+        was_known=was_known,
+        project_id=project_id,
+        source_id=source.profile_id,
+        owner_id=owner_id,
+        event_time=source.signup_time,
+        event_id=str(source.profile_id),
+    )
+
+
+async def follow_visitor(connection: Connection, project_id: str, profile_id: UUID) -> None:
+    """Lets links that a worker made follow the visitor again."""
+    await queries.follow_visitor.execute(connection, open_link=OPEN_LINK, project_id=project_id, profile_id=profile_id)
 
 
 async def own_identifier(

@@ -149,7 +149,12 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         origin_ids=row.origin_ids,
     )
     await _return_devices(connection, row, project_id, snapshot["devices"])
-    return await _give_back(connection, project, row, owner_profile_id=source_id)
+    left = await _give_back(connection, project, row, owner_profile_id=source_id)
+    if source["is_unknown"]:
+        restored = (await store.lock_profiles(connection, project_id, [source_id]))[source_id]
+        await store.tell_session(connection, project_id, restored, source_id, was_known=False)
+        await store.follow_visitor(connection, project_id, source_id)
+    return left
 
 
 async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, undone: dict[str, Any]) -> None:
@@ -198,6 +203,8 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
             )
         claimed[kind.name.lower()] = kept
     await _claim_source(connection, project, profile_id, claimed)
+    # Whoever got a name of their own since is known.
+    is_unknown = before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"])
     await store.write_profile(
         connection,
         project_id,
@@ -205,10 +212,11 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
         email,
         user_id,
         profile.data_fields,
-        # Whoever got a name of their own since is known.
-        is_unknown=before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"]),
+        is_unknown=is_unknown,
         cart_event_time=profile.cart_event_time,
     )
+    if is_unknown:
+        await store.follow_visitor(connection, project_id, profile_id)
     return []
 
 

@@ -108,6 +108,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
     ERROR_REASON_TRIGGERS_DISABLED: _ErrorReason.ValueType  # 87
     """FAILED_PRECONDITION. The project's triggers_enabled is off."""
+    ERROR_REASON_CRITERION_NOT_FOUND: _ErrorReason.ValueType  # 90
+    """NOT_FOUND. The project has no such criterion."""
+    ERROR_REASON_CRITERIA_STALE: _ErrorReason.ValueType  # 91
+    """FAILED_PRECONDITION. The criterion that a visitor matched does not exist any more, or the one to be changed has
+    another version by now: list the criteria again.
+    """
+    ERROR_REASON_CRITERIA_LIMIT: _ErrorReason.ValueType  # 92
+    """RESOURCE_EXHAUSTED. The project has as many criteria as it may have. Metadata: limit."""
+    ERROR_REASON_CONSENT_REQUIRED: _ErrorReason.ValueType  # 93
+    """FAILED_PRECONDITION. The project has require_consent on, and the visitor has not consented or has taken it back."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The published reasons. An error's google.rpc.ErrorInfo has domain "onefold" and, as its reason, the name of one of
@@ -202,4 +212,14 @@ ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 86
 """FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
 ERROR_REASON_TRIGGERS_DISABLED: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION. The project's triggers_enabled is off."""
+ERROR_REASON_CRITERION_NOT_FOUND: ErrorReason.ValueType  # 90
+"""NOT_FOUND. The project has no such criterion."""
+ERROR_REASON_CRITERIA_STALE: ErrorReason.ValueType  # 91
+"""FAILED_PRECONDITION. The criterion that a visitor matched does not exist any more, or the one to be changed has
+another version by now: list the criteria again.
+"""
+ERROR_REASON_CRITERIA_LIMIT: ErrorReason.ValueType  # 92
+"""RESOURCE_EXHAUSTED. The project has as many criteria as it may have. Metadata: limit."""
+ERROR_REASON_CONSENT_REQUIRED: ErrorReason.ValueType  # 93
+"""FAILED_PRECONDITION. The project has require_consent on, and the visitor has not consented or has taken it back."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

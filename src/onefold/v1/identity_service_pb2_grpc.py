@@ -176,6 +176,9 @@ class IdentityServiceServicer(object):
         one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
         the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
+        An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+        person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
+
         Reasons: as for UpdateProfile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

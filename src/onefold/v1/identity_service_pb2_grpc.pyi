@@ -68,6 +68,9 @@ class IdentityServiceStub:
     one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
     the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
+    An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+    person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
+
     Reasons: as for UpdateProfile.
     """
     BatchUpdateProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.BatchUpdateProfilesRequest, _identity_service_pb2.BatchUpdateProfilesResponse]
@@ -177,6 +180,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     as the person's. A worker moves them afterwards; no read depends on how far it is. An anonymous_id is single-use:
     one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
     the same. Linking again neither extends the 5 minutes nor sweeps in later events.
+
+    An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+    person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
 
     Reasons: as for UpdateProfile.
     """
@@ -308,6 +314,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         as the person's. A worker moves them afterwards; no read depends on how far it is. An anonymous_id is single-use:
         one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
         the same. Linking again neither extends the 5 minutes nor sweeps in later events.
+
+        An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+        person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
 
         Reasons: as for UpdateProfile.
         """

@@ -582,7 +582,24 @@ SELECT
     (SELECT last.event_id FROM last) AS last_id;
 
 -- name: delete_answers
--- Stored answers that tell about a person who was forgotten, or about a visitor or an address until the person was.
+-- Stored answers that tell about a person who was forgotten, or about a visitor or an address until the person was. What
+-- the visitor allowed until then goes too, and how near to a profile the visitor was.
+WITH allowed AS (
+    DELETE FROM consents
+    WHERE
+        consents.project_id = :project_id
+        AND consents.holder_id = :profile_id
+        AND consents.record_time <= :until::timestamptz
+),
+
+visitors AS (
+    DELETE FROM activation_visitors
+    WHERE
+        activation_visitors.project_id = :project_id
+        AND activation_visitors.subject_id = :profile_id
+        AND activation_visitors.active_day <= :until::timestamptz
+)
+
 DELETE FROM requests
 WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid] AND create_time <= :until::timestamptz;
 
@@ -744,6 +761,33 @@ WHERE
         )
     )
     AND redirect_end_time <= now() - :lifetime::interval;
+
+-- name: purge_consents
+-- What visitors who have no profile allowed more than a year ago.
+DELETE FROM consents
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT consents.ctid FROM consents
+            WHERE NOT consents.is_profiles AND consents.record_time <= now() - :lifetime::interval
+            LIMIT :count::integer
+        )
+    )
+    AND NOT is_profiles
+    AND record_time <= now() - :lifetime::interval;
+
+-- name: purge_visitors
+-- How near to a profile visitors were of whom nothing has been heard for 30 days: none of their events is left.
+DELETE FROM activation_visitors
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT activation_visitors.ctid FROM activation_visitors
+            WHERE activation_visitors.active_day <= now() - :lifetime::interval
+            LIMIT :count::integer
+        )
+    )
+    AND active_day <= now() - :lifetime::interval;
 
 -- name: purge_requests
 -- A few answers older than 24 hours. Reads do not show them any more; small steps keep every lock short.
