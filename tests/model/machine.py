@@ -66,6 +66,8 @@ WHO = st.tuples(
     st.sampled_from(USER_IDS),
 )
 FIELDS = st.dictionaries(st.sampled_from(["plan", "size"]), st.integers(1, 3), max_size=2)
+Update = tuple[Who, dict[str, int], bool]
+UPDATE = st.tuples(WHO, FIELDS, st.booleans())
 SOMETIMES = st.sampled_from([False, False, False, True])
 
 
@@ -86,8 +88,10 @@ class Onefold(RuleBasedStateMachine):
 
     around: Surroundings
 
-    @initialize(project_type=st.sampled_from(["EMAIL", "USER_ID", "HYBRID"]))
-    def begin(self, project_type: str) -> None:
+    @initialize(
+        project_type=st.sampled_from(["EMAIL", "USER_ID", "HYBRID"]), updates=st.lists(UPDATE, min_size=2, max_size=5)
+    )
+    def begin(self, project_type: str, updates: list[Update]) -> None:
         async def make() -> Client:
             return await self.around.make_project(project_type)
 
@@ -106,11 +110,12 @@ class Onefold(RuleBasedStateMachine):
         self.seen: list[UUID] = []
         self.held: list[Held] = []
         self.around.example_count += 1
+        self.update(updates)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    @rule(updates=st.lists(st.tuples(WHO, FIELDS, st.booleans()), min_size=1, max_size=3))
-    def update(self, updates: list[tuple[Who, dict[str, int], bool]]) -> None:
+    @rule(updates=st.lists(UPDATE, min_size=1, max_size=3))
+    def update(self, updates: list[Update]) -> None:
         """I4, I13: one profile, or a batch, which does what its updates would have done one by one."""
         made = (self.make_update(self.names(who), fields, prefers) for who, fields, prefers in updates)
         items, runs = zip(*made, strict=True)
@@ -120,6 +125,7 @@ class Onefold(RuleBasedStateMachine):
             request = BatchUpdateProfilesRequest(updates=[ProfileUpdate(**item) for item in items])
             self.calls.write(request, self.calls.written, *runs)
 
+    @precondition(lambda self: not any(person.is_unknown for person in self.model.live()))
     @rule(fields=FIELDS)
     def visit(self, fields: dict[str, int]) -> None:
         """A visitor gets a profile under a temporary id. No call makes one yet, so the mark is set by hand."""
@@ -150,21 +156,32 @@ class Onefold(RuleBasedStateMachine):
         request = TrackRequest(event=events[0]) if count == 1 else BatchTrackRequest(events=events)
         self.calls.write(request, self.calls.tracked, *runs)
 
-    @rule(data=st.data(), is_cautious=SOMETIMES)
-    def merge(self, data: st.DataObject, is_cautious: bool) -> None:
-        """I16: mostly of people who are there."""
-        source, target = self.draw_person(data, "source"), self.draw_person(data, "target")
+    @precondition(lambda self: self.model.live())
+    @rule(data=st.data(), others=st.one_of(st.none(), st.none(), st.none(), st.tuples(WHO, WHO)), is_cautious=SOMETIMES)
+    def merge(self, data: st.DataObject, others: tuple[Who, Who] | None, is_cautious: bool) -> None:
+        """I16: two people who are there, the latest most of all, each by one of their names; or any names."""
+        names = [self.names(who) for who in others or ()]
+        people = self.model.live()[::-1]
+        for label in ["source", "target"] if others is None else []:
+            person = people[data.draw(st.integers(0, len(people) - 1), label)]
+            people = [each for each in people if each is not person] or people
+            kinds = sorted(person.names.keys() - ({"email"} if self.model.type == "USER_ID" else set()))
+            kind = kinds[data.draw(st.integers(0, len(kinds) - 1), "kind")]
+            names.append({kind: person.names[kind]})
+        source, target = names
         request = MergeProfilesRequest(source=said(source), target=said(target), allow_known_source=not is_cautious)
         self.calls.write(request, self.calls.merged, lambda _: self.model.merge(source, target, not is_cautious))
 
     @precondition(lambda self: self.model.merges)
-    @rule(data=st.data())
-    def undo(self, data: st.DataObject) -> None:
-        """I19: of any merge or association, done or undone."""
-        merge = self.model.merges[data.draw(st.integers(0, len(self.model.merges) - 1), "merge")]
+    @rule(data=st.data(), is_any=SOMETIMES)
+    def undo(self, data: st.DataObject, is_any: bool) -> None:
+        """I19: of a merge or association that stands, the latest most of all, or of any."""
+        merges = [each for each in self.model.merges if not each.is_undone and not is_any] or self.model.merges
+        merge = merges[-1 - data.draw(st.integers(0, len(merges) - 1), "merge")]
         request = UndoMergeRequest(merge_id=merge.merge_id)
         self.calls.write(request, self.calls.undone, lambda _: self.model.undo(merge))
 
+    @precondition(lambda self: len(self.model.live()) > 1)
     @rule(what=st.sampled_from(["forget", "delete", "unforget"]), who=WHO)
     def erase(self, what: str, who: Who) -> None:
         """I20: forgetting, deleting, or letting back in: one rule, so that people live long enough to be merged."""
@@ -213,7 +230,7 @@ class Onefold(RuleBasedStateMachine):
     @rule(data=st.data(), is_other=SOMETIMES)
     def send_again(self, data: st.DataObject, is_other: bool) -> None:
         """X1: an earlier request verbatim, or its request_id for another request."""
-        request_id = data.draw(st.sampled_from(sorted(self.calls.sent)), "request_id")
+        request_id = data.draw(st.sampled_from([*self.calls.sent][::-1]), "request_id")
         sent = self.calls.sent[request_id]
         if not is_other:
             self.calls.write(sent.request, sent.check, *sent.runs)
@@ -299,17 +316,6 @@ class Onefold(RuleBasedStateMachine):
         how, email, user_id = who
         names: Names = {} if how == "user_id" else {"email": email}
         return names if how == "email" and self.model.type != "USER_ID" else {**names, "user_id": user_id}
-
-    def draw_person(self, data: st.DataObject, label: str) -> Names:
-        """A person who is there, by one of their names, or any names."""
-        names: list[Names] = [
-            {kind: value}
-            for person in self.model.live()
-            for kind, value in person.names.items()
-            if kind == "user_id" or self.model.type != "USER_ID"
-        ]
-        index = data.draw(st.integers(0, len(names) + 1), label)
-        return names[index] if index < len(names) else self.names(data.draw(WHO, label))
 
     def make_update(self, names: Names, fields: dict[str, int], prefers_user_id: bool) -> tuple[dict[str, Any], Run]:
         """The fields of an update, and what it does to the model."""
