@@ -26,6 +26,7 @@ _MOMENTS = {
         "create_time",
         "settle_time",
         "undo_time",
+        "source_create_time",
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
@@ -36,6 +37,7 @@ _MOMENTS = {
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],
     "requests": ["create_time"],
     "triggers": ["event_time", "create_time"],
+    "activities": ["activity_time"],
 }
 
 

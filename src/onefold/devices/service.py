@@ -8,6 +8,7 @@ from uuid import UUID
 import grpc
 import orjson
 
+from onefold.activity import store as activity
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
@@ -188,6 +189,9 @@ async def _register(connection: Connection, project: Project, profile_id: UUID, 
         await store.renew_copy(connection, project.project_id, profile_id, registration.token)
     else:
         await store.put_copy(connection, project.project_id, profile_id, registration.token, copy)
+        await activity.note_registered(
+            connection, project.project_id, profile_id, registration.token, registration.platform
+        )
     return outcome
 
 
@@ -205,6 +209,7 @@ async def _disable_one(
         await store.renew_copy(connection, project.project_id, profile_id, token)
         return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UNCHANGED)
     await store.disable_copy(connection, project.project_id, profile_id, token)
+    await activity.note_disabled(connection, project.project_id, profile_id, token, stored.platform)
     return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UPDATED)
 
 
@@ -215,6 +220,7 @@ async def _disable_everywhere(
     if not await store.token_is_held(connection, project.project_id, token):
         raise _device_not_found()
     row = await store.add_disable(connection, project.project_id, token)
+    await activity.note_disabled_for_all(connection, project.project_id, token)
     await intents.add(connection, _intent(project, row.disable_id))
     return devices_service_pb2.DisableDeviceResponse(
         outcome=profile_pb2.WRITE_OUTCOME_UPDATED, disable=_to_disable(row, stuck=False)

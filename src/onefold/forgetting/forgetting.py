@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from onefold.activity import store as activity
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries
+from onefold.devices.store import lock_token
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, wanted_identifiers
 from onefold.identity.store import subject_id
@@ -56,7 +58,7 @@ async def forget(connection: Connection, project: Project, named: Named) -> Forg
         # Held first: what a merge or a renaming that is just being committed gave the person is to be blocked too.
         await identity.lock_data_fields(connection, project.project_id, person)
         hashes |= await identifying_hashes(connection, project, person.profile_id)
-        left = await erase(connection, project, person.profile_id)
+        left = await erase(connection, project, person.profile_id, blocked=True)
     await queries.block.execute(
         connection,
         project_id=project.project_id,
@@ -83,8 +85,11 @@ async def list_forgotten(connection: Connection, project_id: str, after_hash: by
     return [Blocked(row["hash"], IdentifierKind(row["kind"]), row["forget_time"]) for row in rows]
 
 
-async def erase(connection: Connection, project: Project, profile_id: UUID) -> list[Intent]:
-    """Takes a person out of every read, and leaves the erasing of the events to a worker."""
+async def erase(connection: Connection, project: Project, profile_id: UUID, *, blocked: bool = False) -> list[Intent]:
+    """Takes a person out of every read, and leaves the erasing of the events and of the activity log to a worker.
+
+    `blocked` is noted: whether the identifiers are kept from coming back.
+    """
     project_id = project.project_id
     if await queries.lock_profile.fetchval(connection, project_id=project_id, profile_id=profile_id) is None:
         raise LostRaceError
@@ -95,12 +100,22 @@ async def erase(connection: Connection, project: Project, profile_id: UUID) -> l
     await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
     rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
-    tokens = list({row["token"] for row in rows})
+    tokens = sorted({row["token"] for row in rows})
+    for token in tokens:
+        # A disable for everybody that is being committed is waited for, and goes too.
+        await lock_token(connection, project_id, token, shared=True)
     await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
+    await queries.delete_token_notes.execute(connection, project_id=project_id, tokens=tokens)
     await queries.delete_answers.execute(connection, project_id=project_id, profile_ids=[*everything, *subjects])
     # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.empty_undone.execute(
+        connection,
+        project_id=project_id,
+        anonymous_ids=[row["value"] for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID],
+    )
+    await activity.note_forgotten(connection, project_id, profile_id, blocked=blocked)
     rows = await queries.add_erasures.fetch(
         connection,
         project_id=project_id,
