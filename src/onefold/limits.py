@@ -62,5 +62,6 @@ TRIGGER_PAGE_EVENTS = 100
 TRIGGER_IDLE_SECONDS = 10.0
 # How many entries of one kind are looked at for one page of a whole project's activity.
 ACTIVITY_LOOK_ROWS = 1_000
-# Up to how many events that a worker has still to bring an entry of the activity log counts.
+# An entry of the activity log does not count as many events as this that a worker has still to bring. No more than a
+# chunk has: what is counted where it lies is then counted once.
 ACTIVITY_COUNT_EVENTS = 5_000

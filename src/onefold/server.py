@@ -11,6 +11,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from onefold.activation.service import ActivationService
+from onefold.activity.service import ActivityCalls
 from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
@@ -57,11 +58,12 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
         ForgetCalls.__init__(self, database, doorbell)
 
 
-class Events(EventsService, TriggerCalls):
-    """The whole EventsService: events, triggers."""
+class Events(EventsService, ActivityCalls, TriggerCalls):
+    """The whole EventsService: events, the activity log, triggers."""
 
     def __init__(self, database: Database, batcher: Batcher) -> None:
         EventsService.__init__(self, database, batcher)
+        ActivityCalls.__init__(self, database)
         TriggerCalls.__init__(self, database)
 
 

@@ -27,6 +27,7 @@ _MOMENTS = {
         "create_time",
         "settle_time",
         "undo_time",
+        "source_create_time",
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
@@ -40,6 +41,7 @@ _MOMENTS = {
     "criteria": ["create_time", "update_time"],
     "consents": ["consent_time", "withdraw_time", "record_time"],
     "activation_visitors": ["oldest_event_time", "active_day"],
+    "activities": ["activity_time"],
 }
 
 # An undo restores the moment of the source's signup, by which its unknownSession event is found.

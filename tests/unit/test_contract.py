@@ -171,7 +171,7 @@ LIMITS = [
     ("TRIGGER_PAGE_EVENTS", "events_service.proto", f"at most {limits.TRIGGER_PAGE_EVENTS} triggers"),
     ("TRIGGER_IDLE_SECONDS", "events_service.proto", f"at least every {limits.TRIGGER_IDLE_SECONDS:.0f} seconds"),
     ("ACTIVITY_LOOK_ROWS", "events_service.proto", f"at most {limits.ACTIVITY_LOOK_ROWS:,} entries of each kind"),
-    ("ACTIVITY_COUNT_EVENTS", "activity.proto", f"more than {limits.ACTIVITY_COUNT_EVENTS:,} events"),
+    ("ACTIVITY_COUNT_EVENTS", "activity.proto", f"still has {limits.ACTIVITY_COUNT_EVENTS:,} events or more"),
 ]
 
 

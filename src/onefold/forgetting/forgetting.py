@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from onefold.activity import store as activity
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries
+from onefold.devices.store import lock_token
 from onefold.events.store import recipient_id
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, is_exclusive, wanted_identifiers
@@ -108,9 +110,9 @@ async def list_forgotten(connection: Connection, project_id: str, after_hash: by
 
 
 async def erase(connection: Connection, project: Project, profile_id: UUID, *, for_good: bool = False) -> list[Intent]:
-    """Takes a person out of every read, and leaves the erasing of the events to a worker.
+    """Takes a person out of every read, and leaves the erasing of the events and of the activity log to a worker.
 
-    `for_good`: the identifiers that identify are being blocked in the same transaction.
+    `for_good`: the identifiers that identify are being blocked in the same transaction. It is noted in the log.
     """
     project_id = project.project_id
     if await queries.lock_profile.fetchval(connection, project_id=project_id, profile_id=profile_id) is None:
@@ -126,14 +128,24 @@ async def erase(connection: Connection, project: Project, profile_id: UUID, *, f
     await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
     rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
-    tokens = list({row["token"] for row in rows})
+    tokens = sorted({row["token"] for row in rows})
+    for token in tokens:
+        # A disable for everybody that is being committed is waited for, and goes too.
+        await lock_token(connection, project_id, token, shared=True)
     await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
+    await queries.delete_token_notes.execute(connection, project_id=project_id, tokens=tokens)
     await queries.delete_answers.execute(
         connection, project_id=project_id, profile_ids=[*everything, *subjects, *sessions]
     )
     # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.empty_undone.execute(
+        connection,
+        project_id=project_id,
+        anonymous_ids=[row["value"] for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID],
+    )
+    await activity.note_forgotten(connection, project_id, profile_id, blocked=for_good)
     rows = await queries.add_erasures.fetch(
         connection,
         project_id=project_id,

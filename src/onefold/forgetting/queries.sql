@@ -93,6 +93,17 @@ WHERE
         SELECT FROM devices WHERE devices.project_id = :project_id AND devices.token = token_disables.token
     );
 
+-- name: delete_token_notes
+-- And what the activity log has of them.
+DELETE FROM activities
+WHERE
+    project_id = :project_id
+    AND profile_id IS NULL
+    AND token = ANY(:tokens::text [])
+    AND NOT EXISTS (
+        SELECT FROM devices WHERE devices.project_id = :project_id AND devices.token = activities.token
+    );
+
 -- name: merged_profiles
 -- What has become part of a person: the profiles and subjects of merges that were not undone.
 SELECT DISTINCT unnest(merges.origin_ids) AS origin_id
@@ -116,6 +127,12 @@ WITH visitors AS (
 
 DELETE FROM consents
 WHERE project_id = :project_id AND holder_id = ANY(:holder_ids::uuid []);
+
+-- name: empty_undone
+-- The person's visitors' ids also stand in associations with others that were undone.
+UPDATE merges
+SET anonymous_id = NULL
+WHERE project_id = :project_id AND undo_time IS NOT NULL AND anonymous_id = ANY(:anonymous_ids::text []);
 
 -- name: delete_answers
 -- Stored answers hold identifiers; a request of the person sent again is refused like any other.

@@ -268,7 +268,9 @@ INSERT INTO merges (
     target_fields,
     merged_arrays,
     device_count,
-    settle_time
+    settle_time,
+    source_create_time,
+    source_signup_source
 )
 SELECT
     :project_id,
@@ -292,7 +294,9 @@ SELECT
     :target_fields::text [],
     :merged_arrays::text [],
     :device_count,
-    CASE WHEN :kind = 'CONVERSION' THEN now() END
+    CASE WHEN :kind = 'CONVERSION' THEN now() END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,create_time}')::timestamptz END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,signup_source}')::smallint END
 RETURNING merge_id;
 
 -- name: add_merge_move

@@ -183,7 +183,7 @@ class AnonymousDataMerged(_message.Message):
     merge_id: _builtins.str
     """The ledger's entry."""
     counting: _builtins.bool
-    """A worker still has more than 5,000 events to bring, which event_count and oldest_event_time do not know of yet."""
+    """A worker still has 5,000 events or more to bring, which event_count does not have yet."""
     @_builtins.property
     def oldest_event_time(self) -> _timestamp_pb2.Timestamp:
         """When the oldest of them happened; unset without any."""

@@ -109,6 +109,13 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
             or recipient_id(project_id, move["container_recipient"]),
             until=move["window_end_time"],
         )
+        # Of a container that holds another's events only in part the notes are that other's.
+        if move["container_profile_id"] is not None and move["origin_ids"] is None:
+            erased = await queries.erase_activities.execute(
+                connection, project_id=project_id, profile_id=move["container_profile_id"], count=CHUNK_EVENTS
+            )
+            if erased == CHUNK_EVENTS:
+                return position
     if not is_last_pass:
         await intents.postpone(connection, lease, settle_from)
         return None

@@ -603,6 +603,34 @@ visitors AS (
 DELETE FROM requests
 WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid] AND create_time <= :until::timestamptz;
 
+-- name: erase_activities
+-- The next notes about a person who was forgotten and about all that was part of the person; only that somebody was
+-- forgotten stays.
+DELETE FROM activities
+WHERE
+    project_id = :project_id
+    AND ctid = ANY(
+        ARRAY(
+            SELECT noted.ctid
+            FROM activities AS noted
+            WHERE
+                noted.project_id = :project_id
+                AND noted.kind <> 5
+                AND noted.profile_id = ANY(
+                    :profile_id::uuid || ARRAY(
+                        SELECT unnest(merges.origin_ids)
+                        FROM merges
+                        WHERE
+                            merges.project_id = :project_id
+                            AND merges.target_profile_id = :profile_id
+                            AND merges.kind = 'PROFILE'
+                            AND merges.undo_time IS NULL
+                    )
+                )
+            LIMIT :count::integer
+        )
+    );
+
 -- name: count_moved
 -- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer. What goes
 -- back when a merge is undone is not counted. In order: a call may hold several of them.

@@ -67,7 +67,7 @@ WHERE kind = 'PROFILE' AND snapshot IS NOT NULL;
 -- Pages of the activity log, newest first: of a person, and of a project.
 CREATE INDEX merges_of_target_by_time ON merges (project_id, target_profile_id, create_time, merge_id);
 CREATE INDEX merges_by_time ON merges (project_id, create_time, merge_id);
-CREATE INDEX merges_by_source_time ON merges (project_id, source_create_time, merge_id)
+CREATE INDEX merges_by_source_time ON merges (project_id, source_create_time, source_profile_id)
 WHERE source_create_time IS NOT NULL AND undo_time IS NULL;
 CREATE INDEX profiles_by_time ON profiles (project_id, create_time, profile_id);
 CREATE INDEX events_by_time ON events (project_id, event_time, event_id);
