@@ -329,6 +329,8 @@ class Directory:
 
     def refuse_forgotten(self, named: Named) -> None:
         """Raises FORGOTTEN if one of the identifiers must not come back (I20)."""
+        if not self.forgotten:
+            return
         for kind, value in ((IdentifierKind.EMAIL, named.email), (IdentifierKind.USER_ID, named.user_id)):
             if value is not None and (kind, value) in self.forgotten:
                 raise failed_precondition(

@@ -60,6 +60,7 @@ def read_struct(checker: Checker, field: str, struct: Struct, *, max_bytes: int)
     try:
         value = _from_struct(struct, "", 1)
         text = orjson.dumps(value).decode()
+        _check_nul(value, text)
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -83,8 +84,8 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
         checker.refuse(field, "must be a JSON object")
         return EMPTY
     try:
-        # NUL can only stand in JSON text as an escape, which hardly any text has.
-        _check(value, "", 1, may_have_nul="\\u0000" in text)
+        _check(value, "", 1)
+        _check_nul(value, text)
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -115,10 +116,7 @@ def _from_struct(struct: Struct, path: str, depth: int) -> dict[str, Any]:
 def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
     match value.WhichOneof("kind"):
         case "string_value":
-            text = value.string_value
-            if "\x00" in text:
-                raise _WrongValueError(_join(path, key), "must not contain NUL")
-            return text
+            return value.string_value
         case "number_value":
             number = value.number_value
             if not math.isfinite(number):
@@ -141,11 +139,11 @@ def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
 
 
-def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_have_nul: bool) -> None:
+def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
     if isinstance(container, dict):
-        _check_object(container, path, depth, may_have_nul=may_have_nul)
+        _check_object(container, path, depth)
         items = container.items()
     else:
         _check_depth(path, depth)
@@ -153,17 +151,28 @@ def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_
     for key, item in items:
         # What orjson makes is of these very types.
         if type(item) in _CONTAINERS:
-            _check(item, _join(path, key), depth + 1, may_have_nul=may_have_nul)
-        elif may_have_nul and isinstance(item, str) and "\x00" in item:
-            raise _WrongValueError(_join(path, key), "must not contain NUL")
+            _check(item, _join(path, key), depth + 1)
 
 
-def _check_object(value: Any, path: str, depth: int, *, may_have_nul: bool = True) -> None:
+def _check_nul(value: Any, text: str, path: str = "") -> None:
+    """Checks that no string of a value holds NUL. In JSON text it can only stand as an escape, which few texts have."""
+    if "\\u0000" not in text:
+        return
+    if isinstance(value, str) and "\x00" in value:
+        raise _WrongValueError(path, "must not contain NUL")
+    if isinstance(value, dict) and any("\x00" in key for key in value):
+        raise _WrongValueError(path, "must not contain NUL in a key")
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        _check_nul(item, text, _join(path, key))
+
+
+def _check_object(value: Any, path: str, depth: int) -> None:
     _check_depth(path, depth)
     if len(value) > DATA_KEYS_PER_OBJECT:
         raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
-    if may_have_nul and any("\x00" in key for key in value):
-        raise _WrongValueError(path, "must not contain NUL in a key")
 
 
 def _check_depth(path: str, depth: int) -> None:
