@@ -28,7 +28,7 @@ from .figure import Figure
 from .load import BATCH_TRACK, TRACK, Loaded, Server, call
 from .stage import PROJECT, NotMeasuredError, Processes, part, processes
 
-_PEOPLE: Final = 1_000
+_PEOPLE: Final = 100
 _DATA: Final = {
     "path": "/products/1234",
     "referrer": "https://example.com/search",
@@ -228,10 +228,10 @@ def _struct_event(person: int, event_id: str = "") -> NewEvent:
 
 
 def _batches(event: Callable[[int, str], NewEvent], count: int, *, ids: bool) -> list[bytes]:
-    """Requests of a thousand events, of as many people."""
+    """Requests of a thousand events of a hundred people."""
     return [
         BatchTrackRequest(
-            events=[event(person, f"event-{next(_ids)}" if ids else "") for person in range(_BATCH)]
+            events=[event(number % _PEOPLE, f"event-{next(_ids)}" if ids else "") for number in range(_BATCH)]
         ).SerializeToString()
         for _ in range(count)
     ]
@@ -309,7 +309,8 @@ async def _copy(running: Processes) -> Loaded:
     async def copy(connection: asyncpg.Connection[Any]) -> Loaded:
         people = await connection.fetch("SELECT profile_id FROM profiles")
         now = datetime.now(UTC)
-        batches = [[_row(person["profile_id"], now) for person in people] for _ in range(_BATCHES)]
+        ids = [person["profile_id"] for person in people]
+        batches = [[_row(ids[number % _PEOPLE], now) for number in range(_BATCH)] for _ in range(_BATCHES)]
         await connection.execute("CHECKPOINT")
         begin, computed = time.perf_counter(), time.process_time()
         for rows in batches:
