@@ -58,11 +58,12 @@ class _Item:
 
 @dataclass(slots=True)
 class _Batch:
-    """The results so far, by position, and the rows to store."""
+    """The results so far, by position, and with theirs the rows to insert: late ones, invites, and those with ids of
+    callers. The others are stored already."""
 
     results: dict[int, Result] = field(default_factory=dict)
-    rows: list[EventRow] = field(default_factory=list)
-    row_positions: list[int] = field(default_factory=list)
+    rows: list[tuple[EventRow, int]] = field(default_factory=list)
+    copied: list[tuple[EventRow, int]] = field(default_factory=list)
 
 
 async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
@@ -79,11 +80,10 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    refused = {id(row) for row in await store.insert(connection, project.project_id, batch.rows)}
-    for row, position in zip(batch.rows, batch.row_positions, strict=True) if refused else ():
+    for row in await store.insert(connection, project.project_id, [row for row, _ in batch.rows]):
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
-        if id(row) in refused:
-            batch.results[position] = _id_reused(row.event_id)
+        [position] = [position for other, position in batch.rows if other is row]
+        batch.results[position] = _id_reused(row.event_id)
     if project.settings.triggers_enabled:
         await triggers.record(connection, project.project_id, _triggers(batch))
     return [batch.results[position] for position in range(len(arrivals))]
@@ -127,11 +127,14 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     await store.release_event_ids(
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
     )
+    new: list[tuple[EventRow, int]] = []
     for item in placed:
         row = _row(item, found.now)
-        batch.rows.append(row)
-        batch.row_positions.append(item.position)
+        needs_care = item.arrival.event_id is not None or item.link is not None or row.recipient is not None
+        (batch.rows if needs_care else new).append((row, item.position))
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
+    await store.copy(connection, project.project_id, [row for row, _ in new], found.now)
+    batch.copied += new
     return waiting
 
 
@@ -259,7 +262,7 @@ def _row(item: _Item, now: datetime) -> EventRow:
 def _triggers(batch: _Batch) -> list[NewTrigger]:
     """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
     found = []
-    for row, position in zip(batch.rows, batch.row_positions, strict=True):
+    for row, position in sorted(batch.copied + batch.rows, key=lambda placed: placed[1]):
         accepted = batch.results[position]
         inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
         if inert or not isinstance(accepted, Accepted):
