@@ -18,6 +18,10 @@ class IntentKind(enum.StrEnum):
 
     MOVE = "MOVE"
     DISABLE = "DISABLE"
+    # Looking at visitors whose events have left a note.
+    ACTIVATE = "ACTIVATE"
+    # Leaving a note of every visitor of a project.
+    REVIEW = "REVIEW"
 
 
 def retry_delay(attempt: int) -> timedelta:
