@@ -125,7 +125,9 @@ async def serve(
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
         events_service_pb2_grpc.add_EventsServiceServicer_to_server(Events(database, batcher), server)
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
-        activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(database), server)
+        activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(
+            ActivationService(database, doorbell), server
+        )
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
         )

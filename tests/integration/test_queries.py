@@ -21,6 +21,7 @@ STATEMENTS = [(package, query) for package in PACKAGES for query in Queries(pack
 # What workers and retention look at; ids that belong to nobody yet; locks whose key already holds the project.
 OF_NO_PROJECT = {
     "due_intents",
+    "due_activations",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",
@@ -29,6 +30,7 @@ OF_NO_PROJECT = {
     "purge_consents",
     "purge_visitors",
     "this_moment",
+    "moment_after",
     "new_forget_id",
     "purge_requests",
     "purge_event_ids",

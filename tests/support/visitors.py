@@ -21,6 +21,8 @@ from onefold.v1.event_pb2 import Event, NewEvent
 from onefold.v1.profile_pb2 import Identifiers
 from onefold.v1.projects_service_pb2 import UpdateProjectRequest
 from support.client import Client
+from support.criteria import make_criterion, named
+from support.world import World
 
 
 async def switch(client: Client, **settings: Any) -> None:
@@ -59,3 +61,36 @@ async def replay(client: Client, who: Identifiers, *items: ReplayItem, **request
 async def consent(client: Client, **request: Any) -> RecordConsentResponse:
     """Records a decision."""
     return await client.activation.RecordConsent(RecordConsentRequest(**request))
+
+
+async def watched(client: Client, root: dict[str, Any] | None = None) -> str:
+    """Lets workers look at a project's visitors, for a criterion; returns its id. Default: two events named Viewed."""
+    await switch(client, server_side_activation=True)
+    return (await make_criterion(client, root or named("Viewed", minMatch=2))).criterion_id
+
+
+async def view(client: Client, anonymous_id: str, count: int = 1, name: str = "Viewed") -> None:
+    """A visitor's events, told one by one."""
+    for _ in range(count):
+        await client.track(anonymous_id=anonymous_id, name=name)
+
+
+async def unknown_profiles(world: World, client: Client) -> list[str]:
+    """The ids of a project's unknown profiles, oldest first."""
+    rows = await world.fetch(
+        "SELECT profile_id FROM profiles WHERE project_id = $1 AND is_unknown ORDER BY profile_id", client.project_id
+    )
+    return [str(row["profile_id"]) for row in rows]
+
+
+async def activate(world: World, client: Client, anonymous_id: str) -> str:
+    """Makes a visitor's unknown profile by the visitor's own events; returns its id."""
+    await view(client, anonymous_id, 2)
+    await world.work_off(client.project_id)
+    profile_id = await world.value(
+        "SELECT profile_id FROM identifiers WHERE project_id = $1 AND kind = 3 AND value = $2",
+        client.project_id,
+        anonymous_id,
+    )
+    assert profile_id is not None
+    return str(profile_id)

@@ -40,10 +40,21 @@ _MOMENTS = {
     "triggers": ["event_time", "create_time"],
     "criteria": ["create_time", "update_time"],
     "consents": ["consent_time", "withdraw_time", "record_time"],
-    "activation_visitors": ["oldest_event_time", "active_day"],
+    "activation_visitors": ["oldest_event_time", "counted_time", "active_day"],
+    "activation_notes": ["create_time"],
     "activities": ["activity_time"],
 }
 
+# Notes of visitors' events hold the keys of those.
+_NOTED = """
+UPDATE activation_notes
+SET event_times = ARRAY(
+    SELECT each.event_time - $2::interval
+    FROM unnest(event_times) WITH ORDINALITY AS each (event_time, position)
+    ORDER BY each.position
+)
+WHERE project_id = $1
+"""
 # An undo restores the moment of the source's signup, by which its unknownSession event is found.
 _SIGNUPS_TO_RESTORE = """
 UPDATE merges
@@ -87,6 +98,7 @@ class World:
             for table, columns in _MOMENTS.items():
                 changes = ", ".join(f"{column} = {column} - $2::interval" for column in columns)
                 await connection.execute(f"UPDATE {table} SET {changes} WHERE project_id = $1", project_id, by)
+            await connection.execute(_NOTED, project_id, by)
             await connection.execute(_SIGNUPS_TO_RESTORE, project_id, by)
 
         await self.database.transact(work)

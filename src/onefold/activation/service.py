@@ -12,17 +12,22 @@ from onefold.activation.replaying import replay
 from onefold.activation.rules import DATA_TYPES, Event, evaluate
 from onefold.activation.unknown import make_unknown
 from onefold.activation.visitors import read_decision, read_fields, read_holder, read_item, read_session, to_consent
-from onefold.callers import caller
+from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, failed_precondition, not_found
 from onefold.events.messages import to_result
 from onefold.events.rules import Arrival, EventKind
 from onefold.events.service import within
+from onefold.events.store import Noted, note_visitors
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
 from onefold.identity.people import Written
 from onefold.identity.rules import Call, SignupSource
 from onefold.identity.store import subject_id
+from onefold.intents import store as intents
+from onefold.intents.doorbell import Doorbell
+from onefold.intents.rules import IntentKind
+from onefold.intents.store import Intent
 from onefold.limits import (
     CRITERIA_PER_PROJECT,
     EVALUATED_EVENTS,
@@ -44,14 +49,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
     """Keeps criteria, and makes profiles for visitors who match them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell) -> None:
         self._database = database
+        self._doorbell = doorbell
 
     async def CreateCriterion(
         self, request: activation_service_pb2.CreateCriterionRequest, context: Context
     ) -> activation_service_pb2.CreateCriterionResponse:
         """Makes a criterion."""
-        project_id = caller().project.project_id
+        project = caller().project
+        project_id = project.project_id
         checker = Checker()
         name = checker.text("name", request.name, required=True, max_bytes=NAME_BYTES)
         if not request.HasField("root"):
@@ -59,6 +66,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
         request_id = checker.request_id(request.request_id)
         root = read_tree(checker, "root", request.root) if request.HasField("root") else ""
         checker.raise_if_wrong()
+        reviews: list[Intent] = []
 
         async def work(connection: Connection) -> activation_service_pb2.CreateCriterionResponse:
             # Held, so that two that are made at the same time are counted.
@@ -70,9 +78,10 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
                     limit=str(CRITERIA_PER_PROJECT),
                 )
             row = await store.insert_criterion(connection, project_id, name, root)
+            reviews[:] = await _review(connection, project, request)
             return activation_service_pb2.CreateCriterionResponse(criterion=to_criterion(row))
 
-        answer, _ = await write_once(
+        answer, replayed = await write_once(
             self._database,
             project_id,
             request,
@@ -80,13 +89,15 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             activation_service_pb2.CreateCriterionResponse,
             work,
         )
+        self._ring(reviews, replayed=replayed)
         return answer
 
     async def UpdateCriterion(
         self, request: activation_service_pb2.UpdateCriterionRequest, context: Context
     ) -> activation_service_pb2.UpdateCriterionResponse:
         """Changes a criterion."""
-        project_id = caller().project.project_id
+        project = caller().project
+        project_id = project.project_id
         checker = Checker()
         criterion_id = checker.uuid("criterion_id", request.criterion_id)
         name = None
@@ -97,6 +108,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
         request_id = checker.request_id(request.request_id)
         root = read_tree(checker, "root", request.root) if request.HasField("root") else None
         checker.raise_if_wrong()
+        reviews: list[Intent] = []
 
         async def work(connection: Connection) -> activation_service_pb2.UpdateCriterionResponse:
             row = await store.lock_criterion(connection, project_id, criterion_id)
@@ -107,9 +119,10 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             wanted = (row.name if name is None else name, row.root if root is None else root)
             if wanted != (row.name, row.root):
                 row = await store.update_criterion(connection, project_id, criterion_id, *wanted)
+            reviews[:] = await _review(connection, project, request)
             return activation_service_pb2.UpdateCriterionResponse(criterion=to_criterion(row))
 
-        answer, _ = await write_once(
+        answer, replayed = await write_once(
             self._database,
             project_id,
             request,
@@ -117,6 +130,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             activation_service_pb2.UpdateCriterionResponse,
             work,
         )
+        self._ring(reviews, replayed=replayed)
         return answer
 
     async def DeleteCriterion(
@@ -267,6 +281,9 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
 
         async def work(connection: Connection) -> activation_service_pb2.RecordConsentResponse:
             consent, profile_id = await consents.record(connection, project, holder, decision)
+            if consent.is_given and isinstance(holder, str) and project.settings.watches_visitors:
+                # Consent may be all that was missing.
+                await note_visitors(connection, project.project_id, [Noted(holder)])
             return activation_service_pb2.RecordConsentResponse(
                 consent=to_consent(consent), profile_id=str(profile_id) if profile_id else ""
             )
@@ -281,6 +298,24 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             subjects=[consents.visitor_id(project, holder)],
         )
         return answer
+
+    def _ring(self, left: list[Intent], *, replayed: bool) -> None:
+        if not replayed:
+            for intent in left:
+                self._doorbell.ring(intent)
+
+
+async def _review(
+    connection: Connection,
+    project: Project,
+    request: activation_service_pb2.CreateCriterionRequest | activation_service_pb2.UpdateCriterionRequest,
+) -> list[Intent]:
+    """Leaves it to the workers to look at all visitors who are there, if that was asked for."""
+    if not request.apply_to_stored_events or not project.settings.watches_visitors:
+        return []
+    intent = Intent(project.project_id, await store.add_review(connection, project.project_id), IntentKind.REVIEW)
+    await intents.add(connection, intent)
+    return [intent]
 
 
 def _criterion_not_found() -> OnefoldError:

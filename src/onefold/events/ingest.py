@@ -86,6 +86,8 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         batch.results[position] = _id_reused(row.event_id)
     if project.settings.triggers_enabled:
         await triggers.record(connection, project.project_id, _triggers(batch))
+    if project.settings.watches_visitors:
+        await store.note_visitors(connection, project.project_id, _of_visitors(batch))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -259,10 +261,15 @@ def _row(item: _Item, now: datetime) -> EventRow:
     )
 
 
+def _stored(batch: _Batch) -> list[tuple[EventRow, int]]:
+    """The rows of a batch with their positions, in the order of the request; some of them may have been refused."""
+    return sorted(batch.copied + batch.rows, key=lambda placed: placed[1])
+
+
 def _triggers(batch: _Batch) -> list[NewTrigger]:
     """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
     found = []
-    for row, position in sorted(batch.copied + batch.rows, key=lambda placed: placed[1]):
+    for row, position in _stored(batch):
         accepted = batch.results[position]
         inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
         if inert or not isinstance(accepted, Accepted):
@@ -272,6 +279,14 @@ def _triggers(batch: _Batch) -> list[NewTrigger]:
         if mark is not None:
             found.append(NewTrigger(mark, row.profile_id, row.recipient, row.event_time, row.event_id))
     return found
+
+
+def _of_visitors(batch: _Batch) -> list[store.Noted]:
+    return [
+        store.Noted(row.anonymous_id, row.event_time, row.event_id)
+        for row, _ in _stored(batch)
+        if row.profile_id is None and row.anonymous_id is not None
+    ]
 
 
 def event_id_at(now: datetime, position: int) -> str:

@@ -131,6 +131,28 @@ FROM
 ON CONFLICT DO NOTHING
 RETURNING recipient, event_time, event_id;
 
+-- name: note_visitors
+-- Leaves a note of visitors' events for a worker, who reads the events by their keys: whoever sees the note sees the events,
+-- so there is nothing that comes too late. One intent of the project is enough. Sharing its key lets the worker go on with
+-- its lease, but not end it before this transaction has ended; and if it is just being ended, there is another one. So
+-- neither waits for the other, and no note is left without an intent.
+WITH at_work AS (
+    SELECT intents.intent_id
+    FROM intents
+    WHERE intents.project_id = :project_id AND intents.kind = 'ACTIVATE' AND intents.stuck_time IS NULL
+    LIMIT 1
+    FOR KEY SHARE SKIP LOCKED
+),
+
+added AS (
+    INSERT INTO intents (project_id, intent_id, kind)
+    SELECT :project_id, uuidv7(), 'ACTIVATE'
+    WHERE NOT EXISTS (SELECT FROM at_work)
+)
+
+INSERT INTO activation_notes (project_id, anonymous_ids, event_times, event_ids)
+VALUES (:project_id, :anonymous_ids::text [], :event_times::timestamptz [], :event_ids::text []);
+
 -- name: lock_ledger
 -- Holds the ledger entries that late events are counted in, in order: two batches cannot deadlock over them.
 SELECT merge_id

@@ -65,6 +65,15 @@ class Filter:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A visitor to look at, because of an event; or, without one, because of everything that is stored."""
+
+    anonymous_id: str
+    event_time: datetime | None = None
+    event_id: str | None = None
+
+
 async def claim_event_ids(
     connection: Connection, project_id: str, body_hashes: dict[str, bytes]
 ) -> dict[str, KnownEventId]:
@@ -167,6 +176,18 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
         refused += await _insert_invites(connection, project_id, invites)
     await _count_late(connection, project_id, known)
     return refused
+
+
+async def note_visitors(connection: Connection, project_id: str, noted: Sequence[Noted]) -> None:
+    """Asks the workers to look at visitors."""
+    if noted:
+        await queries.note_visitors.execute(
+            connection,
+            project_id=project_id,
+            anonymous_ids=[each.anonymous_id for each in noted],
+            event_times=[each.event_time for each in noted],
+            event_ids=[each.event_id for each in noted],
+        )
 
 
 async def list_events(connection: Connection, project_id: str, profile_id: UUID, wanted: Filter) -> list[StoredEvent]:

@@ -506,7 +506,12 @@ VALUES (
 RETURNING move_id;
 
 -- name: free_anonymous_id
--- The id of an association that is undone may be linked anew.
+-- The id of an association that is undone may be linked anew. What its visitor has done is to be counted anew, too.
+WITH counted AS (
+    DELETE FROM activation_visitors
+    WHERE activation_visitors.project_id = :project_id AND activation_visitors.subject_id = :subject_id
+)
+
 DELETE FROM identifiers
 WHERE project_id = :project_id AND kind = 3 AND value = :anonymous_id AND merge_id = :merge_id;
 

@@ -94,7 +94,11 @@ def _check_age(row: MergeRow) -> None:
 
 async def _undo_association(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
     await store.queries.free_anonymous_id.execute(
-        connection, project_id=project.project_id, anonymous_id=row.anonymous_id, merge_id=row.merge_id
+        connection,
+        project_id=project.project_id,
+        subject_id=row.origin_ids[0],
+        anonymous_id=row.anonymous_id,
+        merge_id=row.merge_id,
     )
     return await _give_back(connection, project, row, owner_subject_id=row.origin_ids[0])
 

@@ -37,17 +37,22 @@ CREATE TABLE activation_notes (
     anonymous_ids text [] NOT NULL,
     event_times timestamptz [] NOT NULL,
     event_ids text [] NOT NULL,
+    create_time timestamptz NOT NULL DEFAULT now(),
+    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
     PRIMARY KEY (project_id, note_id)
 );
 
 -- How far a visitor is: for each criterion how many events match its leaves, as counted under a certain set of criteria.
--- An event that was counted and has had its 30 days makes the counts worthless; oldest_event_time tells.
+-- An event that was counted and has had its 30 days makes the counts worthless; oldest_event_time tells. The snapshot says
+-- which events were there when all of them were counted: a note that comes with one of those counts nothing any more.
 CREATE TABLE activation_visitors (
     project_id text COLLATE "C" NOT NULL,
     subject_id uuid NOT NULL,
     criteria_key text NOT NULL DEFAULT '',
     counts json NOT NULL DEFAULT '{}',
     oldest_event_time timestamptz,
+    counted_time timestamptz,
+    counted_snapshot text NOT NULL DEFAULT '',
     -- The last day with an event. A day, not a moment: while it stays the same, no index changes with an event.
     active_day timestamptz NOT NULL DEFAULT date_trunc('day', now()),
     PRIMARY KEY (project_id, subject_id)
