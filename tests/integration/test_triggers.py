@@ -171,8 +171,8 @@ async def test_a_project_without_triggers_pays_nothing(settings: Settings, email
         off, on = [[await statements(2 * number + on, on=on) for number in range(2)][1] for on in (False, True)]
     finally:
         await connection.close()
-    assert not any("triggers" in statement for statement in off)
-    assert [statement for statement in on if "triggers" not in statement] == off
+    assert not any("INTO triggers " in statement for statement in off)
+    assert [statement for statement in on if "INTO triggers " not in statement] == off
     assert len(on) == len(off) + 1
 
 
