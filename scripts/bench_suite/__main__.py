@@ -25,9 +25,10 @@ from .profiles import get_profile_ratio
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
 from .starting import starting
+from .timeline import timeline
 
 # A run that takes longer is given up: what was measured until then is shown.
-_RUN_SECONDS: Final = 540.0
+_RUN_SECONDS: Final = 1_800.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ MEASUREMENTS: Final = (
     Measurement(
         {"relocation_ratio": Target("ratio", "at least", 0.75), "relocation_memory": Target("value", "at most", 200)},
         on_stage=relocation,
+    ),
+    Measurement(
+        {
+            "timeline_flatness": Target("ratio", "at most", 1.3),
+            "timeline_merge_flatness": Target("ratio", "at most", 3),
+        },
+        on_stage=timeline,
     ),
     Measurement({"disable_flatness": Target("ratio", "at most", 1.5)}, on_stage=disable_flatness),
     Measurement({"fanout_ratio": Target("ratio", "at least", 0.75)}, on_stage=fanout_ratio),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from onefold.events.rules import Arrival
 
 _BATCH_EVENTS: Final = 500
 _WAITING_EVENTS: Final = 4_000
-# How long a batch that has company waits for more of it.
-_GATHER_SECONDS: Final = 0.002
+# How long a batch may wait for more events.
+_GATHER_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,11 @@ class Batcher:
         return await waiting.answer
 
     async def _run(self) -> None:
-        had_company = False
+        gather_seconds = 0.0
         while True:
             await self._arrived.wait()
-            if had_company and len(self._waiting) < _BATCH_EVENTS:
-                await asyncio.sleep(_GATHER_SECONDS)
+            if gather_seconds and len(self._waiting) < _BATCH_EVENTS:
+                await asyncio.sleep(gather_seconds)
             batch: list[_Waiting] = []
             while self._waiting and len(batch) < _BATCH_EVENTS:
                 waiting = self._waiting.popleft()
@@ -82,9 +83,12 @@ class Batcher:
                     batch.append(waiting)
             if not self._waiting:
                 self._arrived.clear()
-            had_company = len(batch) > 1
+            began = time.monotonic()
             if batch:
                 await self._store(batch)
+            # After company the next batch gathers for as long as this one took to store: the busier the server, the
+            # longer that takes, and the more it saves. Alone, a call never waits.
+            gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
 
     async def _store(self, batch: list[_Waiting]) -> None:
         try:

@@ -53,11 +53,10 @@ class _Item:
 
 @dataclass(slots=True)
 class _Batch:
-    """The results so far, by position, and the rows to store."""
+    """The results so far, by position, and with theirs the rows to insert: late ones, and those with ids of callers."""
 
     results: dict[int, Result] = field(default_factory=dict)
-    rows: list[EventRow] = field(default_factory=list)
-    row_positions: list[int] = field(default_factory=list)
+    rows: list[tuple[EventRow, int]] = field(default_factory=list)
 
 
 async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
@@ -74,11 +73,10 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    refused = {id(row) for row in await store.insert(connection, project.project_id, batch.rows)}
-    for row, position in zip(batch.rows, batch.row_positions, strict=True) if refused else ():
+    for row in await store.insert(connection, project.project_id, [row for row, _ in batch.rows]):
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
-        if id(row) in refused:
-            batch.results[position] = _id_reused(row.event_id)
+        [position] = [position for other, position in batch.rows if other is row]
+        batch.results[position] = _id_reused(row.event_id)
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -113,11 +111,15 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     await store.release_event_ids(
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
     )
+    new_rows: list[EventRow] = []
     for item in placed:
         row = _row(item, found.now)
-        batch.rows.append(row)
-        batch.row_positions.append(item.position)
+        if item.arrival.event_id is None and item.link is None:
+            new_rows.append(row)
+        else:
+            batch.rows.append((row, item.position))
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
+    await store.copy(connection, project.project_id, new_rows, found.now)
     return waiting
 
 

@@ -1,13 +1,13 @@
 """Reading single profiles: calls that come at the same time share a statement.
 
 One statement is in flight for each project and kind of question; while it is, the next one gathers. It begins after
-whoever asks by it came, so it sees everything that was committed before. Alone, or with little company, a call does not
-wait for more; where there is a crowd, a moment's wait makes each call cheaper for the server than it is long.
+whoever asks by it came, so it sees everything that was committed before. Alone, a call does not wait for company.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 from uuid import UUID
@@ -21,9 +21,8 @@ from onefold.identity.rules import Named
 
 # A profile may have 1 MB, and all those of a statement are in memory at once.
 _BATCH_PROFILES: Final = 32
-# After a statement for so many calls the next one gathers so long, unless it is full before.
-_CROWD: Final = 4
-_GATHER_SECONDS: Final = 0.002
+# How long a statement may wait for more calls.
+_GATHER_SECONDS: Final = 0.005
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -33,8 +32,8 @@ class ProfileReader:
     """Reads profiles by their identifiers or ids."""
 
     def __init__(self, database: Database) -> None:
-        self._by_name = _Shared(database, store.find_profiles)
-        self._by_id = _Shared(database, store.get_profiles)
+        self._by_name = Shared(database, store.find_profiles)
+        self._by_id = Shared(database, store.get_profiles)
 
     async def by_name(self, project: Project, named: Named) -> tuple[store.Profile | None, int]:
         """A person's profile, and how many hold an identifier that several may. Raises IDENTIFIERS_CONFLICT."""
@@ -45,7 +44,7 @@ class ProfileReader:
         return await self._by_id.ask(project, profile_id)
 
 
-class _Shared(Generic[Question, Answer]):
+class Shared(Generic[Question, Answer]):
     """Puts the questions of calls to `read`, many at a time; it returns their answers in order, or their errors."""
 
     def __init__(
@@ -75,14 +74,18 @@ class _Shared(Generic[Question, Answer]):
 
     async def _answer_all(self, project: Project) -> None:
         """Works until nobody of the project waits."""
-        batch: list[tuple[Question, asyncio.Future[Answer]]] = []
+        gather_seconds = 0.0
         while waiting := self._waiting[project.project_id]:
-            if len(batch) >= _CROWD and len(waiting) < _BATCH_PROFILES:
-                await asyncio.sleep(_GATHER_SECONDS)
+            if gather_seconds and len(waiting) < _BATCH_PROFILES:
+                await asyncio.sleep(gather_seconds)
             batch = [(question, answer) for question, answer in waiting[:_BATCH_PROFILES] if not answer.done()]
             del waiting[:_BATCH_PROFILES]
+            began = time.monotonic()
             if batch:
                 await self._answer(project, batch)
+            # After company the next one gathers for as long as this one took: the busier the server, the longer that is,
+            # and the more it saves.
+            gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
         del self._waiting[project.project_id]
 
     async def _answer(self, project: Project, batch: list[tuple[Question, asyncio.Future[Answer]]]) -> None:
