@@ -22,6 +22,7 @@ from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import batch_update, flatness
+from .profiles import get_profile_ratio
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
 from .starting import starting
@@ -65,6 +66,7 @@ MEASUREMENTS: Final = (
         alone=memory,
     ),
     Measurement({f"track_p{percent}": Target("value", "at most", 100) for percent in (50, 95, 99)}, alone=latency),
+    Measurement({"get_profile_ratio": Target("ratio", "at least", 0.6)}, alone=get_profile_ratio),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
     Measurement(

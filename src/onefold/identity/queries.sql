@@ -83,7 +83,7 @@ FROM profiles
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
 -- name: get_profiles
--- Everything about several people.
+-- Everything about people, by their ids.
 SELECT
     profile_id,
     email,
@@ -117,7 +117,7 @@ SELECT
     profile.create_time,
     profile.update_time,
     CASE
-        WHEN :count_holders::boolean
+        WHEN wanted.count_holders
             THEN (
                 SELECT count(*)
                 FROM identifiers AS other
@@ -128,7 +128,8 @@ SELECT
                     AND other.redirect_end_time IS NULL
             )
     END AS holder_count
-FROM unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
+FROM
+    unnest(:kinds::smallint [], :values::text [], :count_holders::boolean []) AS wanted (kind, value, count_holders)
 CROSS JOIN LATERAL (
     SELECT identifiers.profile_id
     FROM identifiers

@@ -18,6 +18,7 @@ from onefold.errors import OnefoldError, Reason, exhausted, invalid
 from onefold.identity import store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
+    fill_profile,
     fill_profile_write,
     read_anonymous_id,
     read_data_format,
@@ -26,6 +27,7 @@ from onefold.identity.messages import (
     to_profile_write,
 )
 from onefold.identity.people import Written, profile_not_found, rename, write_profile
+from onefold.identity.reader import ProfileReader
 from onefold.identity.rules import (
     Call,
     IdentifierKind,
@@ -60,6 +62,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._database = database
         self._doorbell = doorbell
         self._learn_who = learn_who
+        self._reader = ProfileReader(database)
 
     async def UpdateProfile(
         self, request: identity_service_pb2.UpdateProfileRequest, context: Context
@@ -107,21 +110,16 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             case "profile_id":
                 profile_id = checker.uuid("profile_id", request.profile_id)
                 checker.raise_if_wrong()
-                profile = await self._database.read(
-                    lambda connection: store.get_profile(connection, project.project_id, profile_id)
-                )
+                profile = await self._reader.by_id(project, profile_id)
             case _:
                 named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
                 checker.raise_if_wrong()
-                profile, holder_count = await self._database.read(
-                    lambda connection: store.find_profile(connection, project, named)
-                )
+                profile, holder_count = await self._reader.by_name(project, named)
         if profile is None:
             raise profile_not_found()
-        return identity_service_pb2.GetProfileResponse(
-            profile=to_profile(profile, as_json=as_json),
-            user_id_holder_count=holder_count if holder_count > 1 else 0,
-        )
+        answer = identity_service_pb2.GetProfileResponse(user_id_holder_count=holder_count if holder_count > 1 else 0)
+        fill_profile(answer.profile, profile, as_json=as_json)
+        return answer
 
     async def BatchGetProfiles(
         self, request: identity_service_pb2.BatchGetProfilesRequest, context: Context

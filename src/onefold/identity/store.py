@@ -152,37 +152,57 @@ async def get_profile(connection: Connection, project_id: str, profile_id: UUID)
     return to_profile_row(row) if row else None
 
 
+async def get_profiles(
+    connection: Connection, project: Project, profile_ids: Sequence[UUID]
+) -> Sequence[Profile | None]:
+    """Profiles by their ids, in order; None for one that is not there."""
+    rows = await queries.get_profiles.fetch(connection, project_id=project.project_id, profile_ids=profile_ids)
+    profiles = {row["profile_id"]: to_profile_row(row) for row in rows}
+    return [profiles.get(profile_id) for profile_id in profile_ids]
+
+
 async def profile_exists(connection: Connection, project_id: str, profile_id: UUID) -> bool:
     """Whether the project has a profile of this id."""
     exists: bool = await queries.profile_exists.fetchval(connection, project_id=project_id, profile_id=profile_id)
     return exists
 
 
-async def find_profile(connection: Connection, project: Project, named: Named) -> tuple[Profile | None, int]:
-    """One profile by its identifiers, in one statement, and how many hold the first of them.
+async def find_profiles(
+    connection: Connection, project: Project, names: Sequence[Named], *, count_holders: bool = True
+) -> list[tuple[Profile | None, int] | OnefoldError]:
+    """Profiles by their identifiers, in order and in one statement: None for nobody, the error for a conflict.
 
-    Raises IDENTIFIERS_CONFLICT.
+    With count_holders, each comes with how many hold the user_id, if that alone named it.
     """
-    wanted = wanted_identifiers(project.identifier_type, named)
+    counted = {named.user_id for named in names if named.email is None} if count_holders else set()
+    wanted = list(dict.fromkeys(key for named in names for key in wanted_identifiers(project.identifier_type, named)))
     rows = await queries.find_profiles.fetch(
         connection,
-        count_holders=named.email is None,
         project_id=project.project_id,
         kinds=[kind for kind, _ in wanted],
         values=[value for _, value in wanted],
+        count_holders=[kind is IdentifierKind.USER_ID and value in counted for kind, value in wanted],
     )
     directory = Directory(project.identifier_type)
     profiles: dict[UUID, Profile] = {}
-    people: dict[UUID, Person] = {}
+    counts: dict[str, int] = {}
     for row in rows:
-        profile = profiles.setdefault(row["profile_id"], to_profile_row(row))
-        person = people.setdefault(profile.profile_id, Person(profile.profile_id, profile.email, profile.user_id))
-        directory.add(IdentifierKind(row["kind"]), row["value"], person)
-    found = directory.find(named)
-    if found is None:
-        return None, 0
-    counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
-    return profiles[found.profile_id], counts.get(wanted[0]) or 0
+        profile = to_profile_row(row)
+        profiles[profile.profile_id] = profile
+        person = directory.people.get(profile.profile_id) or Person(profile.profile_id, profile.email, profile.user_id)
+        directory.add(_KINDS[row["kind"]], row["value"], person)
+        if row["holder_count"] is not None:
+            counts[row["value"]] = row["holder_count"]
+    found: list[tuple[Profile | None, int] | OnefoldError] = []
+    for named in names:
+        try:
+            holder = directory.find(named)
+        except OnefoldError as error:
+            found.append(error)
+        else:
+            count = counts.get(named.user_id or "", 0) if named.email is None else 0
+            found.append((profiles[holder.profile_id], count) if holder is not None else (None, 0))
+    return found
 
 
 async def find_many_profiles(
@@ -192,28 +212,14 @@ async def find_many_profiles(
 
     Two statements, whatever their number; the caller sees to it that they see one moment.
     """
-    wanted = [
-        key for name in names if isinstance(name, Named) for key in wanted_identifiers(project.identifier_type, name)
-    ]
-    people: list[Person | OnefoldError | UUID | None] = []
-    directory = (await find(connection, project, wanted)).directory if wanted else Directory(project.identifier_type)
-    for name in names:
-        try:
-            people.append(directory.find(name) if isinstance(name, Named) else name)
-        except OnefoldError as error:
-            people.append(error)
-    ids = {person.profile_id if isinstance(person, Person) else person for person in people}
-    rows = await queries.get_profiles.fetch(
-        connection, project_id=project.project_id, profile_ids=[each for each in ids if isinstance(each, UUID)]
-    )
-    profiles = {row["profile_id"]: to_profile_row(row) for row in rows}
+    by_name = [name for name in names if isinstance(name, Named)]
+    by_id = [name for name in names if isinstance(name, UUID)]
+    found = iter(await find_profiles(connection, project, by_name, count_holders=False) if by_name else [])
+    stored = iter(await get_profiles(connection, project, by_id) if by_id else [])
     result: list[Profile | OnefoldError | None] = []
-    for person in people:
-        if isinstance(person, OnefoldError):
-            result.append(person)
-        else:
-            profile_id = person.profile_id if isinstance(person, Person) else person
-            result.append(profiles.get(profile_id) if profile_id is not None else None)
+    for name in names:
+        one = next(found) if isinstance(name, Named) else next(stored)
+        result.append(one[0] if isinstance(one, tuple) else one)
     return result
 
 

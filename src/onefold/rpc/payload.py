@@ -58,6 +58,8 @@ def read_struct(checker: Checker, field: str, struct: Struct, *, max_bytes: int)
     try:
         value = _from_struct(struct, "", 1)
         text = orjson.dumps(value).decode()
+        if _may_hold_nul(text):
+            _check_nul(value, "")
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -80,14 +82,14 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
     if not isinstance(value, dict):
         checker.refuse(field, "must be a JSON object")
         return EMPTY
-    # NUL can only stand in JSON text as an escape, which hardly any text has.
-    may_have_nul = "\\u0000" in text
-    if may_have_nul or _may_be_too_deep_or_wide(text):
-        try:
-            _check(value, "", 1, may_have_nul=may_have_nul)
-        except _WrongValueError as wrong:
-            checker.refuse(field + wrong.path, wrong.description)
-            return EMPTY
+    try:
+        if _may_be_too_deep_or_wide(text):
+            _check(value, "", 1)
+        if _may_hold_nul(text):
+            _check_nul(value, "")
+    except _WrongValueError as wrong:
+        checker.refuse(field + wrong.path, wrong.description)
+        return EMPTY
     return _sized(checker, field, Payload(value, text), max_bytes)
 
 
@@ -151,11 +153,16 @@ def _may_be_too_deep_or_wide(text: str) -> bool:
     return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT
 
 
-def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_have_nul: bool) -> None:
+def _may_hold_nul(text: str) -> bool:
+    """The same for NUL. In JSON text it can only stand as an escape, which few texts have."""
+    return "\\u0000" in text
+
+
+def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
     if isinstance(container, dict):
-        _check_object(container, path, depth, may_have_nul=may_have_nul)
+        _check_object(container, path, depth)
         items = container.items()
     else:
         _check_depth(path, depth)
@@ -163,17 +170,26 @@ def _check(container: dict[str, Any] | list[Any], path: str, depth: int, *, may_
     for key, item in items:
         # What orjson makes is of these very types.
         if type(item) in _CONTAINERS:
-            _check(item, _join(path, key), depth + 1, may_have_nul=may_have_nul)
-        elif may_have_nul and isinstance(item, str) and "\x00" in item:
-            raise _WrongValueError(_join(path, key), "must not contain NUL")
+            _check(item, _join(path, key), depth + 1)
 
 
-def _check_object(value: Any, path: str, depth: int, *, may_have_nul: bool = True) -> None:
+def _check_nul(value: Any, path: str) -> None:
+    """Checks that no string of a value holds NUL."""
+    if isinstance(value, str) and "\x00" in value:
+        raise _WrongValueError(path, "must not contain NUL")
+    if isinstance(value, dict) and any("\x00" in key for key in value):
+        raise _WrongValueError(path, "must not contain NUL in a key")
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        _check_nul(item, _join(path, key))
+
+
+def _check_object(value: Any, path: str, depth: int) -> None:
     _check_depth(path, depth)
     if len(value) > DATA_KEYS_PER_OBJECT:
         raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
-    if may_have_nul and any("\x00" in key for key in value):
-        raise _WrongValueError(path, "must not contain NUL in a key")
 
 
 def _check_depth(path: str, depth: int) -> None:
