@@ -73,12 +73,11 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    for row in await store.insert(connection, project.project_id, batch.rows):
+    watched = project.settings.watches_visitors
+    for row in await store.insert(connection, project.project_id, batch.rows, is_noted=watched):
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
         position = batch.positions[row]
         batch.results[position] = _id_reused(row.event_id)
-    if project.settings.watches_visitors:
-        await store.note_visitors(connection, project.project_id, _of_visitors(batch.rows))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -231,14 +230,6 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.name,
         arrival.payload.text,
     )
-
-
-def _of_visitors(rows: Sequence[EventRow]) -> list[store.Noted]:
-    return [
-        store.Noted(row.anonymous_id, row.event_time, row.event_id)
-        for row in rows
-        if row.profile_id is None and row.anonymous_id is not None
-    ]
 
 
 def event_id_at(now: datetime, position: int) -> str:
