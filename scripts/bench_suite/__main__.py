@@ -15,6 +15,7 @@ import grpc
 
 from onefold.embedded import EmbeddedError
 
+from .activating import activation_lag, activation_track_ratio
 from .activation import evaluating
 from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
@@ -87,6 +88,8 @@ MEASUREMENTS: Final = (
         on_stage=flatness,
     ),
     Measurement({"batch_update_ratio": Target("ratio", "at least", 0.4)}, on_stage=batch_update),
+    Measurement({"activation_lag": Target("value", "at most", 2)}, on_stage=activation_lag),
+    Measurement({"activation_track_ratio": Target("ratio", "at least", 0.95)}, on_stage=activation_track_ratio),
 )
 TARGETS: Final = {name: target for measurement in MEASUREMENTS for name, target in measurement.targets.items()}
 

@@ -59,7 +59,7 @@ async def test_a_visitor_who_matches_gets_a_profile_with_the_history(
 ) -> None:
     """U2, U3, A3, A7, A8: the profile is unknown, has everything the visitor did, and tells its criterion."""
     client = await make_project(kind)
-    criterion_id = await watched(client)
+    criterion_id = await watched(client, world)
     await view(client, "x")
     await world.work_off(client.project_id)
     assert await unknown_profiles(world, client) == []
@@ -92,7 +92,7 @@ async def test_a_visitor_who_matches_gets_a_profile_with_the_history(
 @pytest.mark.parametrize("off", ["server_side_activation", "event_merging_enabled"])
 async def test_where_it_is_off_nothing_is_noted(email_project: Client, world: World, off: str) -> None:
     """U2, A1, P5: a visitor's events leave neither note nor work in a project that makes no profiles of them."""
-    await watched(email_project)
+    await watched(email_project, world)
     await switch(email_project, **{off: False})
     await view(email_project, "x", 3)
     for table in ("activation_notes", "intents", "activation_visitors", "profiles"):
@@ -101,7 +101,7 @@ async def test_where_it_is_off_nothing_is_noted(email_project: Client, world: Wo
 
 async def test_notes_left_before_it_was_switched_off_make_nobody(email_project: Client, world: World) -> None:
     """U2: what was noted is dropped once the project wants no more profiles."""
-    await watched(email_project)
+    await watched(email_project, world)
     await view(email_project, "x", 2)
     await switch(email_project, server_side_activation=False)
     await world.work_off(email_project.project_id)
@@ -112,7 +112,7 @@ async def test_notes_left_before_it_was_switched_off_make_nobody(email_project: 
 
 async def test_events_told_in_bulk_count_one_by_one(email_project: Client, world: World) -> None:
     """U2: a batch for many visitors makes a profile for each of those who match, once, with the right criterion."""
-    await watched(email_project)
+    await watched(email_project, world)
     await email_project.batch(
         [NewEvent(anonymous_id=f"v{number % 150}", name="Viewed") for number in range(225)]
         + [NewEvent(anonymous_id="v0", name="")]
@@ -127,7 +127,7 @@ async def test_events_told_in_bulk_count_one_by_one(email_project: Client, world
 
 async def test_what_comes_after_goes_to_the_profile(email_project: Client, world: World) -> None:
     """U2, A3: from then on the visitor's events are the profile's, however much later they come."""
-    await watched(email_project)
+    await watched(email_project, world)
     profile_id = await activate(world, email_project, "x")
     await world.settle(email_project.project_id)
     for later in (timedelta(minutes=4), timedelta(minutes=2), timedelta(days=40)):
@@ -155,7 +155,7 @@ async def test_every_sort_of_event_counts_for_its_leaf(
     email_project: Client, world: World, root: dict[str, Any], told: Any
 ) -> None:
     """U1, U2: purchases, carts, pages and screens of visitors are looked at; opens of messages count for nothing."""
-    await watched(email_project, root)
+    await watched(email_project, world, root)
     data = '{"shoppingCartItems":[{"name":"pizza"}],"updateCart":{"updatedShoppingCartItems":[{"name":"pizza"}]}}'
     for kind in (EVENT_KIND_PUSH_OPEN, EVENT_KIND_IN_APP_OPEN):
         await email_project.track(anonymous_id="x", name="told", kind=kind, data_json=data)
@@ -171,7 +171,7 @@ async def test_the_first_match_counts_however_late_the_worker(
     email_project: Client, world: World, at_once: bool
 ) -> None:
     """U1, U2: a visitor who matched for one event matched, whether the worker looks before the next one or after it."""
-    await watched(email_project, named("Viewed", maxMatch=1))
+    await watched(email_project, world, named("Viewed", maxMatch=1))
     for _ in range(2):
         await view(email_project, "x")
         if not at_once:
@@ -182,7 +182,7 @@ async def test_the_first_match_counts_however_late_the_worker(
 
 async def test_the_oldest_criterion_that_matches_marks_the_profile(email_project: Client, world: World) -> None:
     """U1, U2: criteria are or-ed, and of two that match at the same event the older one is told."""
-    await watched(email_project, named("Bought"))
+    await watched(email_project, world, named("Bought"))
     second = await make_criterion(email_project, named("Viewed"))
     await make_criterion(email_project, named("Viewed"))
     await view(email_project, "x")
@@ -211,7 +211,7 @@ async def test_each_event_counts_once(
 ) -> None:
     """U2: however the events are cut into chunks, and whatever is counted anew meanwhile, the fifth is the fifth."""
     monkeypatch.setattr(activating, "CHUNK_EVENTS", chunk)
-    criterion_id = await watched(email_project, named("Viewed", minMatch=5))
+    criterion_id = await watched(email_project, world, named("Viewed", minMatch=5))
     await view(email_project, "x", 2)
     await world.work_off(email_project.project_id)
     await view(email_project, "x", 2)
@@ -226,9 +226,34 @@ async def test_each_event_counts_once(
     assert len(await unknown_profiles(world, email_project)) == 1
 
 
+@pytest.mark.parametrize("pause", [timedelta(seconds=5), timedelta(hours=1)])
+async def test_what_arrived_while_it_was_off_counts(email_project: Client, world: World, pause: timedelta) -> None:
+    """U2: events that left no note, because it was off or a server had not heard of it, count with the next one."""
+    await watched(email_project, world, named("Viewed", minMatch=4))
+    await view(email_project, "x")
+    await world.work_off(email_project.project_id)
+    await switch(email_project, server_side_activation=False)
+    await view(email_project, "x")
+    await switch(email_project, server_side_activation=True)
+    await view(email_project, "x")
+    await world.work_off(email_project.project_id)
+    assert await unknown_profiles(world, email_project) == []
+    # A server that does not know yet: its event is there, and its note is not.
+    await view(email_project, "x", name="Other")
+    await world.fetch(
+        "UPDATE anonymous_events SET name = 'Viewed' WHERE project_id = $1 AND name = 'Other' RETURNING 1",
+        email_project.project_id,
+    )
+    await world.fetch("DELETE FROM activation_notes WHERE project_id = $1 RETURNING 1", email_project.project_id)
+    await world.pass_time(email_project.project_id, pause)
+    await view(email_project, "x", name="Other")
+    await world.work_off(email_project.project_id)
+    assert len(await unknown_profiles(world, email_project)) == 1
+
+
 async def test_a_crash_counts_nothing(email_project: Client, world: World) -> None:
     """U2, F4: a chunk that is rolled back leaves its notes, and the next one counts them once."""
-    await watched(email_project, named("Viewed", minMatch=3))
+    await watched(email_project, world, named("Viewed", minMatch=3))
     await view(email_project, "x", 2)
 
     class CrashError(Exception):
@@ -255,7 +280,7 @@ async def test_a_crash_counts_nothing(email_project: Client, world: World) -> No
 
 async def test_expired_events_count_for_nothing(email_project: Client, world: World) -> None:
     """U2, A2, F34: an event that was counted and has had its 30 days since does not help a newer one to a match."""
-    await watched(email_project)
+    await watched(email_project, world)
     now = await world.now()
     await email_project.track(anonymous_id="x", name="Viewed", event_time=timestamp(now - timedelta(days=29)))
     await email_project.track(anonymous_id="y", name="Viewed", event_time=timestamp(now - timedelta(days=27)))
@@ -275,7 +300,7 @@ async def test_expired_events_count_for_nothing(email_project: Client, world: Wo
 
 async def test_an_event_that_expires_before_it_is_looked_at(email_project: Client, world: World) -> None:
     """U2, A2: the worker that comes too late finds nothing to count."""
-    await watched(email_project, named("Viewed"))
+    await watched(email_project, world, named("Viewed"))
     await view(email_project, "x")
     await world.pass_time(email_project.project_id, timedelta(days=30))
     await world.work_off(email_project.project_id)
@@ -285,7 +310,7 @@ async def test_an_event_that_expires_before_it_is_looked_at(email_project: Clien
 
 async def test_an_id_that_is_somebodys_makes_nobody(email_project: Client, world: World) -> None:
     """U2, A4, A5: what arrives under a used-up id after the grace stays anonymous and makes no second profile."""
-    await watched(email_project)
+    await watched(email_project, world)
     await view(email_project, "x")
     await identify(email_project, email("a@example.com"), "x")
     await world.settle(email_project.project_id)
@@ -300,7 +325,7 @@ async def test_an_id_that_is_somebodys_makes_nobody(email_project: Client, world
 @pytest.mark.parametrize("settled", [False, True])
 async def test_events_given_back_count_again(email_project: Client, world: World, settled: bool) -> None:
     """U2, I19: when the link of an id is undone, everything the visitor did counts with the next event."""
-    await watched(email_project, named("Viewed", minMatch=3))
+    await watched(email_project, world, named("Viewed", minMatch=3))
     await view(email_project, "x")
     await world.work_off(email_project.project_id)
     link = await identify(email_project, email("a@example.com"), "x")
@@ -321,7 +346,7 @@ async def test_events_given_back_count_again(email_project: Client, world: World
 
 async def test_a_forgotten_visitor_begins_anew(user_id_project: Client, world: World) -> None:
     """U2, I20, F43: what is being erased of a forgotten visitor counts for nothing when the id is used again."""
-    await watched(user_id_project)
+    await watched(user_id_project, world)
     profile_id = await activate(world, user_id_project, "canary-x")
     await view(user_id_project, "canary-x")
     who = (await by_id(user_id_project, profile_id)).identifiers
@@ -339,7 +364,7 @@ async def test_a_forgotten_visitor_begins_anew(user_id_project: Client, world: W
 
 async def test_a_forgotten_persons_visit_leaves_no_trace(email_project: Client, world: World) -> None:
     """I20, F43: how near to a profile a person was as a visitor is gone with the person."""
-    await watched(email_project, named("Viewed", minMatch=9))
+    await watched(email_project, world, named("Viewed", minMatch=9))
     await view(email_project, "canary-x", 2)
     await world.work_off(email_project.project_id)
     assert await count(world, email_project, "activation_visitors") == 1
@@ -352,7 +377,7 @@ async def test_a_forgotten_persons_visit_leaves_no_trace(email_project: Client, 
 
 async def test_what_is_known_of_a_visitor_goes_with_the_events(email_project: Client, world: World) -> None:
     """U2, A2: how near to a profile visitors are is kept as long as one of their events can be."""
-    await watched(email_project, named("Viewed", minMatch=9))
+    await watched(email_project, world, named("Viewed", minMatch=9))
     await view(email_project, "x")
     await world.work_off(email_project.project_id)
     await world.pass_time(email_project.project_id, timedelta(days=30))
@@ -365,7 +390,7 @@ async def test_what_is_known_of_a_visitor_goes_with_the_events(email_project: Cl
 
 async def test_an_undone_activation_comes_again(email_project: Client, world: World) -> None:
     """U2, I19: the link that a worker made can be undone; the visitor's next event makes it anew."""
-    await watched(email_project)
+    await watched(email_project, world)
     first = await activate(world, email_project, "x")
     [entry] = (await email_project.identity.ListMerges(ListMergesRequest(profile_id=first))).merges
     await undo(email_project, entry.merge_id)
@@ -383,7 +408,7 @@ async def test_an_undone_activation_comes_again(email_project: Client, world: Wo
 
 async def test_a_changed_criterion_applies_to_what_arrives_next(email_project: Client, world: World) -> None:
     """U1, U2: with the next event everything that is stored of the visitor is looked at under the new tree."""
-    criterion_id = await watched(email_project, named("Bought"))
+    criterion_id = await watched(email_project, world, named("Bought"))
     for visitor in ("x", "y"):
         await view(email_project, visitor, 2)
     await world.work_off(email_project.project_id)
@@ -436,7 +461,7 @@ async def test_a_criterion_can_be_applied_to_what_is_stored(
 
 async def test_a_review_does_not_count_twice(email_project: Client, world: World) -> None:
     """U2: a visitor who is looked at because somebody asked, and has notes waiting, is counted once."""
-    await watched(email_project, named("Viewed", minMatch=3))
+    await watched(email_project, world, named("Viewed", minMatch=3))
     await view(email_project, "x", 2)
     await make_criterion(email_project, named("Bought"), apply_to_stored_events=True)
     # The review first, then the notes of the events, then its own.
@@ -460,7 +485,7 @@ async def test_a_review_of_a_project_that_watches_nobody(email_project: Client, 
 
 async def test_a_deleted_criterion_makes_nobody(email_project: Client, world: World) -> None:
     """U1, U2: events that are looked at after the criterion was deleted match it no more."""
-    criterion_id = await watched(email_project, named("Viewed"))
+    criterion_id = await watched(email_project, world, named("Viewed"))
     await view(email_project, "x")
     await delete_criterion(email_project, criterion_id)
     await world.work_off(email_project.project_id)
@@ -473,7 +498,7 @@ async def test_a_deleted_criterion_makes_nobody(email_project: Client, world: Wo
 @pytest.mark.parametrize("first", ["consent", "match"])
 async def test_a_visitor_needs_consent_where_it_is_required(email_project: Client, world: World, first: str) -> None:
     """U8, U2: no profile without consent or after it was taken back; with it at once, whichever comes first."""
-    await watched(email_project)
+    await watched(email_project, world)
     await switch(email_project, require_consent=True)
     await consent(email_project, anonymous_id="x")
     await consent(email_project, anonymous_id="x", is_withdrawn=True)
@@ -495,7 +520,7 @@ async def test_a_visitor_needs_consent_where_it_is_required(email_project: Clien
 
 async def test_consent_of_a_visitor_who_did_nothing(email_project: Client, world: World) -> None:
     """U8, U2: consent alone makes nobody, also under a criterion that wants something not to have happened."""
-    await watched(email_project, group("not", named("Viewed")))
+    await watched(email_project, world, group("not", named("Viewed")))
     await switch(email_project, require_consent=True)
     await consent(email_project, anonymous_id="x")
     await world.work_off(email_project.project_id)

@@ -67,7 +67,7 @@ async def history(client: Client) -> list[str]:
 @pytest.mark.parametrize("there", [True, False])
 async def test_identified_while_the_profile_is_made(email_project: Client, world: World, there: bool) -> None:
     """U2, U5, F30: an Identify that meets an activation waits for it and takes its profile over."""
-    await watched(email_project)
+    await watched(email_project, world)
     if there:
         await identify(email_project, ADA, "elsewhere")
         await world.settle(email_project.project_id)
@@ -88,7 +88,7 @@ async def test_identified_just_before_the_profile_is_made(
     email_project: Client, settings: Settings, world: World
 ) -> None:
     """U2, F30: a worker that is about to make the profile of somebody who has just signed in makes nobody."""
-    await watched(email_project)
+    await watched(email_project, world)
     await view(email_project, "x", 2)
     # The worker has found the visitor to match, and stands before the criterion.
     async with held(settings, "SELECT FROM criteria WHERE project_id = $1 FOR UPDATE", email_project.project_id):
@@ -107,7 +107,7 @@ async def test_many_workers_make_one_profile_each(
     email_project: Client, settings: Settings, world: World, workers: int
 ) -> None:
     """U2: however many workers look at the same visitors at once, each anonymous_id gets one profile and one event."""
-    await watched(email_project)
+    await watched(email_project, world)
     for _ in range(workers):
         # Each round leaves notes, and an intent of its own because the earlier ones seem to be ending.
         hold = "SELECT FROM intents WHERE project_id = $1 FOR UPDATE"
@@ -130,7 +130,7 @@ async def test_many_workers_make_one_profile_each(
 
 async def test_an_event_never_waits_for_a_worker(email_project: Client, world: World) -> None:
     """U2: while a worker's chunk is under way events are taken as ever, and what they note is looked at afterwards."""
-    await watched(email_project)
+    await watched(email_project, world)
     await view(email_project, "x", 2)
     async with in_flight(world, email_project):
         await view(email_project, "y", 2)
@@ -147,7 +147,7 @@ async def test_an_event_that_comes_while_the_intent_ends(
     email_project: Client, settings: Settings, world: World
 ) -> None:
     """U2: an event that arrives while the worker ends its intent neither waits for it nor is left without one."""
-    await watched(email_project)
+    await watched(email_project, world)
     await view(email_project, "x")
     [intent_id] = await world.due(email_project.project_id)
     lease = await world.take(email_project.project_id, intent_id)
@@ -173,7 +173,7 @@ async def test_an_event_that_comes_while_the_intent_ends(
 
 async def test_a_straggler_keeps_the_intent(email_project: Client, settings: Settings, world: World) -> None:
     """U2, X4: an event whose transaction began before the worker looked and ends after is looked at all the same."""
-    await watched(email_project, None)
+    await watched(email_project, world)
     await view(email_project, "x")
     server = await Database.connect(settings.database_url, settings=SERVER_SETTINGS, connections=2)
     now = await world.now()
@@ -216,7 +216,7 @@ async def _let_it_be_due(world: World, client: Client) -> None:
 
 async def test_a_criterion_deleted_in_mid_evaluation(email_project: Client, settings: Settings, world: World) -> None:
     """U1, U2: a profile whose criterion is deleted while it is made is not made; one that came first stays."""
-    criterion_id = await watched(email_project)
+    criterion_id = await watched(email_project, world)
     await view(email_project, "x", 2)
     async with held(settings, "SELECT FROM criteria WHERE project_id = $1 FOR UPDATE", email_project.project_id):
         deleting = asyncio.create_task(_delete(email_project, criterion_id))
@@ -227,7 +227,7 @@ async def test_a_criterion_deleted_in_mid_evaluation(email_project: Client, sett
     assert set(await working) == {Ran.ENDED}
     assert await unknown_profiles(world, email_project) == []
 
-    second = await watched(email_project)
+    second = await watched(email_project, world)
     await view(email_project, "x")
     async with in_flight(world, email_project):
         deleting = asyncio.create_task(_delete(email_project, second))
@@ -244,7 +244,7 @@ async def test_consent_taken_back_while_the_profile_is_made(
     email_project: Client, settings: Settings, world: World
 ) -> None:
     """U8, U2: a withdrawal that is acknowledged first keeps the worker from making the profile."""
-    await watched(email_project)
+    await watched(email_project, world)
     await switch(email_project, require_consent=True)
     await consent(email_project, anonymous_id="x")
     await view(email_project, "x", 2)
@@ -268,8 +268,8 @@ async def test_consent_taken_back_while_the_profile_is_made(
 async def test_projects_do_not_see_each_others_notes(make_project: MakeProject, world: World) -> None:
     """P6, F73: the same anonymous_id in two projects is two visitors, each with its own work."""
     one, other = await make_project("EMAIL"), await make_project("EMAIL")
-    await watched(one)
-    await watched(other)
+    await watched(one, world)
+    await watched(other, world)
     await view(one, "x")
     await view(other, "x")
     for client in (one, other):

@@ -67,7 +67,7 @@ async def test_the_person_who_is_there_gets_the_visitor(
 ) -> None:
     """U5, U6, A3, I16, I17: everything up to the sign-in is the person's, and the unknown profile is gone."""
     client = await make_project(kind)
-    await watched(client)
+    await watched(client, world)
     who = person(kind, "ada")
     known = await put(client, who, '{"a":0}')
     unknown = await activate(world, client, "x")
@@ -103,7 +103,7 @@ async def test_where_nobody_is_there_the_visitor_becomes_the_person(
 ) -> None:
     """U5, U6: converted in place: the same profile, no second one, no mark."""
     client = await make_project(kind)
-    await watched(client)
+    await watched(client, world)
     who = person(kind, "ada")
     unknown = await activate(world, client, "x")
     if settled:
@@ -130,7 +130,7 @@ async def test_where_nobody_is_there_the_visitor_becomes_the_person(
 
 async def test_signing_in_again_and_elsewhere(email_project: Client, world: World) -> None:
     """A4, X1: after that the id is the person's as any linked id is: linked already, and refused to all others."""
-    await watched(email_project)
+    await watched(email_project, world)
     await activate(world, email_project, "x")
     ada, bob = email("ada@example.com"), email("bob@example.com")
     first = await sign_in(email_project, ada, request_id="first")
@@ -148,7 +148,7 @@ async def test_signing_in_again_and_elsewhere(email_project: Client, world: Worl
 
 async def test_the_visitor_named_by_the_uuid_is_who_they_were(hybrid_project: Client, world: World) -> None:
     """U5, A4: Identify of the unknown profile itself changes nothing about it."""
-    await watched(hybrid_project)
+    await watched(hybrid_project, world)
     unknown = await activate(world, hybrid_project, "x")
     answer = await sign_in(hybrid_project, user(await uuid_of(hybrid_project, unknown)))
     assert (answer.link.outcome, answer.profile.profile_id) == (LINK_OUTCOME_ALREADY_LINKED, unknown)
@@ -157,7 +157,7 @@ async def test_the_visitor_named_by_the_uuid_is_who_they_were(hybrid_project: Cl
 
 async def test_a_call_that_makes_nobody_learns_nothing(email_project: Client, world: World) -> None:
     """I7, I14, P5: where Identify would not make the person, or associates nothing, the visitor stays unknown."""
-    await watched(email_project)
+    await watched(email_project, world)
     unknown = await activate(world, email_project, "x")
     skipped = await sign_in(email_project, email("ada@example.com"), update_existing_only=True)
     assert (skipped.profile.outcome, skipped.link.outcome) == (WRITE_OUTCOME_SKIPPED, LINK_OUTCOME_SKIPPED)
@@ -176,7 +176,7 @@ async def test_a_call_that_makes_nobody_learns_nothing(email_project: Client, wo
 
 async def test_a_forgotten_person_gets_nothing(email_project: Client, world: World) -> None:
     """I20, F42: signing in as somebody forgotten is refused, and the visitor stays who they were."""
-    await watched(email_project)
+    await watched(email_project, world)
     unknown = await activate(world, email_project, "x")
     await email_project.identity.ForgetProfile(ForgetProfileRequest(identifiers=email("ada@example.com")))
     refused = await failure(sign_in(email_project, email("ada@example.com")))
@@ -186,7 +186,7 @@ async def test_a_forgotten_person_gets_nothing(email_project: Client, world: Wor
 
 async def test_two_people_named_at_once_get_nothing(hybrid_project: Client, world: World) -> None:
     """I3, F72: identifiers of two people are refused, and the visitor is merged into neither."""
-    await watched(hybrid_project)
+    await watched(hybrid_project, world)
     unknown = await activate(world, hybrid_project, "x")
     await put(hybrid_project, email("ada@example.com"))
     await put(hybrid_project, user("id-bob"))
@@ -197,7 +197,7 @@ async def test_two_people_named_at_once_get_nothing(hybrid_project: Client, worl
 
 async def test_one_visitor_with_two_ids(email_project: Client, world: World) -> None:
     """U5, A4: each of a person's devices brings its own visitor, and the last one adds to the first."""
-    await watched(email_project)
+    await watched(email_project, world)
     for anonymous_id in ("x", "y"):
         await activate(world, email_project, anonymous_id)
     ada = email("ada@example.com")
@@ -212,7 +212,7 @@ async def test_one_visitor_with_two_ids(email_project: Client, world: World) -> 
 @pytest.mark.parametrize("how", ["merge", "convert", "rename"])
 async def test_the_grace_ends_however_it_is_learned(hybrid_project: Client, world: World, how: str) -> None:
     """U5, A5: by MergeProfiles or UpdateEmail, too, the id follows the visitor until then and 5 minutes longer."""
-    await watched(hybrid_project)
+    await watched(hybrid_project, world)
     unknown = await activate(world, hybrid_project, "x")
     await world.settle(hybrid_project.project_id)
     visitor, ada = user(await uuid_of(hybrid_project, unknown)), email("ada@example.com")
@@ -229,7 +229,7 @@ async def test_the_grace_ends_however_it_is_learned(hybrid_project: Client, worl
 @pytest.mark.parametrize("there", [True, False])
 async def test_what_was_learned_can_be_undone(hybrid_project: Client, world: World, there: bool) -> None:
     """U5, U6, I19: undoing gives the visitor back, unknown and unmarked, and the id follows the visitor again."""
-    await watched(hybrid_project)
+    await watched(hybrid_project, world)
     ada = email("ada@example.com")
     if there:
         await put(hybrid_project, ada)

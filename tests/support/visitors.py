@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -63,9 +64,13 @@ async def consent(client: Client, **request: Any) -> RecordConsentResponse:
     return await client.activation.RecordConsent(RecordConsentRequest(**request))
 
 
-async def watched(client: Client, root: dict[str, Any] | None = None) -> str:
-    """Lets workers look at a project's visitors, for a criterion; returns its id. Default: two events named Viewed."""
+async def watched(client: Client, world: World, root: dict[str, Any] | None = None) -> str:
+    """Lets workers look at a project's visitors, for a criterion; returns its id. Default: two events named Viewed.
+
+    It was switched on a while ago, so that all servers know.
+    """
     await switch(client, server_side_activation=True)
+    await world.pass_time(client.project_id, timedelta(minutes=1))
     return (await make_criterion(client, root or named("Viewed", minMatch=2))).criterion_id
 
 

@@ -17,6 +17,7 @@ from onefold.workflows.run import CHUNKS, Ran, run_intent
 # Every column that holds a moment, by table. Time passes by moving all of them back: to the service that is the same as
 # the database's clock moving on, and no production code needs a switch for it.
 _MOMENTS = {
+    "projects": ["create_time", "update_time"],
     "profiles": ["signup_time", "profile_update_time", "create_time", "update_time", "cart_event_time"],
     "identifiers": ["link_time", "grace_end_time", "redirect_end_time"],
     "events": ["event_time", "receive_time"],

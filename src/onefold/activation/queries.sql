@@ -182,7 +182,8 @@ ORDER BY noted.position;
 
 -- name: hold_visitors
 -- How far visitors are, held until the end of the transaction, and in order: two workers who look at the same visitors do
--- so one after the other. is_current: counted under these criteria, and nothing that was counted has had its 30 days since.
+-- so one after the other. is_current: counted under these criteria, nothing that was counted has had its 30 days since, and every server has known
+-- since then that visitors are to be noted.
 INSERT INTO activation_visitors (project_id, subject_id)
 SELECT :project_id, visitor.subject_id
 FROM unnest(:subject_ids::uuid []) AS visitor (subject_id)
@@ -197,6 +198,7 @@ RETURNING
     counted_snapshot,
     criteria_key = :criteria_key
     AND (oldest_event_time > now() - :lifetime::interval) IS NOT FALSE
+    AND counted_time > :settings_settle_time
     AND NOT EXISTS (
         -- What is being given back to the visitor is not counted yet.
         SELECT FROM moves

@@ -19,7 +19,7 @@ from onefold.errors import OnefoldError, Reason, exhausted, failed_precondition,
 from onefold.events.messages import to_result
 from onefold.events.rules import Arrival, EventKind
 from onefold.events.service import within
-from onefold.events.store import Noted, note_visitors
+from onefold.events.store import note_visitors
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
 from onefold.identity.people import Written
 from onefold.identity.rules import Call, SignupSource
@@ -283,7 +283,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             consent, profile_id = await consents.record(connection, project, holder, decision)
             if consent.is_given and isinstance(holder, str) and project.settings.watches_visitors:
                 # Consent may be all that was missing.
-                await note_visitors(connection, project.project_id, [Noted(holder)])
+                await note_visitors(connection, project.project_id, [holder])
             return activation_service_pb2.RecordConsentResponse(
                 consent=to_consent(consent), profile_id=str(profile_id) if profile_id else ""
             )

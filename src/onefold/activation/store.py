@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import itemgetter
 from typing import Final
@@ -14,6 +14,7 @@ import orjson
 
 from onefold.activation.criteria import Node, from_document, to_document
 from onefold.activation.rules import DATA_TYPES, CompiledCriterion, Event
+from onefold.callers import Project
 from onefold.clock import EARLIEST, LATEST
 from onefold.db.queries import Connection, Queries, Record
 from onefold.events import store as events
@@ -23,6 +24,8 @@ from onefold.limits import ANONYMOUS_LIFETIME, EVENT_AHEAD, VISITOR_EVENTS
 
 queries: Final = Queries("onefold.activation")
 
+# A server may act on settings that are 10 s old. What arrived there meanwhile has left no note.
+_SETTINGS_SETTLE: Final = timedelta(seconds=30)
 # Later than any event can be.
 _AFTER_ALL: Final = LATEST + 2 * EVENT_AHEAD
 
@@ -196,13 +199,15 @@ async def read_noted(connection: Connection, project_id: str, notes: Sequence[No
 
 
 async def hold_visitors(
-    connection: Connection, project_id: str, anonymous_ids: Collection[str], criteria_key: str
+    connection: Connection, project: Project, anonymous_ids: Collection[str], criteria_key: str
 ) -> dict[str, Counted | None]:
     """How far visitors are, held until the end of the transaction; None for one who must be counted anew."""
+    project_id = project.project_id
     by_subject = {subject_id(project_id, anonymous_id): anonymous_id for anonymous_id in anonymous_ids}
     rows = await queries.hold_visitors.fetch(
         connection,
         project_id=project_id,
+        settings_settle_time=project.update_time + _SETTINGS_SETTLE,
         subject_ids=list(by_subject),
         criteria_key=criteria_key,
         lifetime=ANONYMOUS_LIFETIME,

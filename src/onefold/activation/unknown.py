@@ -14,12 +14,13 @@ from onefold.activation import consents, store
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection
-from onefold.errors import Reason, already_exists, failed_precondition
-from onefold.events import store as events
-from onefold.events.rules import EventKind, EventRow
+from onefold.errors import OnefoldError, Reason, already_exists, failed_precondition
+from onefold.events.ingest import ingest
+from onefold.events.rules import Arrival, EventKind
 from onefold.identity import store as identity
 from onefold.identity.people import Written, write_profile
 from onefold.identity.rules import Call, Named, Outcome, Person, SignupSource
+from onefold.rpc.payload import Payload
 
 UNKNOWN_SESSION: Final = "unknownSession"
 # In an EMAIL project under a generated placeholder (I8); elsewhere the flag says nothing.
@@ -71,33 +72,34 @@ async def make_unknown(
         raise LostRaceError
     profile_id = written.person.profile_id
     await consents.give_to_profile(connection, project_id, holder_id, profile_id)
-    await tell_sessions(connection, project_id, [(profile_id, session.data)])
+    await tell_sessions(connection, project, [(session.user_id, profile_id, session.data)])
     return Made(written, True, str(profile_id))
 
 
 async def tell_sessions(
-    connection: Connection, project_id: str, sessions: Sequence[tuple[UUID, dict[str, Any]]]
+    connection: Connection, project: Project, sessions: Sequence[tuple[str, UUID, dict[str, Any]]]
 ) -> None:
-    """Stores the unknownSession events of profiles that this transaction makes.
+    """Stores the unknownSession events of profiles that this transaction makes, each with its user_id and its data.
 
-    Each has a key that can be told from its profile: it happens at the moment of the signup, under the profile's id.
+    They are taken in as any event is. Each has a key that can be told from its profile: it happens at the moment of the
+    signup, under the profile's id.
     """
     now: datetime = await store.queries.this_moment.fetchval(connection)
-    rows = [
-        EventRow(
-            profile_id,
+    arrivals = [
+        Arrival(
+            Named(None, user_id),
             None,
-            None,
-            None,
-            now,
-            str(profile_id),
-            EventKind.CUSTOM,
             UNKNOWN_SESSION,
-            orjson.dumps(data).decode(),
+            EventKind.CUSTOM,
+            Payload(data, orjson.dumps(data).decode()),
+            str(profile_id),
+            now,
         )
-        for profile_id, data in sessions
+        for user_id, profile_id, data in sessions
     ]
-    await events.insert(connection, project_id, rows)
+    for result in await ingest(connection, project, arrivals):
+        if isinstance(result, OnefoldError):
+            raise result
 
 
 async def _found(connection: Connection, project_id: str, user_id: str, person: Person) -> Made:

@@ -62,7 +62,7 @@ async def look_at(connection: Connection, project: Project, notes: Sequence[Note
     criteria = Criteria.of(await store.list_criteria(connection, project_id))
     if not told or not criteria.rows:
         return
-    known = await store.hold_visitors(connection, project_id, told, criteria.key)
+    known = await store.hold_visitors(connection, project, told, criteria.key)
     matched: dict[str, UUID] = {}
     counted: dict[str, Counted] = {}
     unclear: set[str] = set()
@@ -158,16 +158,18 @@ async def _make(connection: Connection, project: Project, matched: Mapping[str, 
         raise LostRaceError
     # In order: whoever else links some of them waits, and nobody deadlocks.
     names = sorted(matched)
-    updates = [Update(Named(None, str(uuid4())), MAKE_UNKNOWN, {}, False) for _ in names]
+    user_ids = [str(uuid4()) for _ in names]
+    updates = [Update(Named(None, user_id), MAKE_UNKNOWN, {}, False) for user_id in user_ids]
     sessions = []
-    for name, written in zip(names, await update_profiles(connection, project, updates), strict=True):
+    made = await update_profiles(connection, project, updates)
+    for name, user_id, written in zip(names, user_ids, made, strict=True):
         if isinstance(written, OnefoldError):
             raise written
         assert written.person is not None  # nobody has a fresh UUID, so all are made
         assert written.person.profile_id is not None  # it was written
-        sessions.append((written.person.profile_id, session_data(str(matched[name]))))
-    await tell_sessions(connection, project_id, sessions)
-    for name, (profile_id, _) in zip(names, sessions, strict=True):
+        sessions.append((user_id, written.person.profile_id, session_data(str(matched[name]))))
+    await tell_sessions(connection, project, sessions)
+    for name, (_, profile_id, _) in zip(names, sessions, strict=True):
         link, is_new = await identity.claim_link(connection, project_id, name, profile_id, "", identity.OPEN_LINK)
         if not is_new:
             # Somebody has just said who the visitor is.

@@ -80,14 +80,14 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # One round, as a rule. An item waits for another one when what it depends on must first be written: an event_id
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
-    for row in await store.insert(connection, project.project_id, [row for row, _ in batch.rows]):
+    watched = project.settings.watches_visitors
+    rows = [row for row, _ in batch.rows]
+    for row in await store.insert(connection, project.project_id, rows, is_noted=watched):
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
         [position] = [position for other, position in batch.rows if other is row]
         batch.results[position] = _id_reused(row.event_id)
     if project.settings.triggers_enabled:
         await triggers.record(connection, project.project_id, _triggers(batch))
-    if project.settings.watches_visitors:
-        await store.note_visitors(connection, project.project_id, _of_visitors(batch))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -132,7 +132,13 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     new: list[tuple[EventRow, int]] = []
     for item in placed:
         row = _row(item, found.now)
-        needs_care = item.arrival.event_id is not None or item.link is not None or row.recipient is not None
+        needs_care = (
+            item.arrival.event_id is not None
+            or item.link is not None
+            or row.recipient is not None
+            # The note for the workers rides on the insert.
+            or (row.profile_id is None and project.settings.watches_visitors)
+        )
         (batch.rows if needs_care else new).append((row, item.position))
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
     await store.copy(connection, project.project_id, [row for row, _ in new], found.now)
@@ -261,15 +267,10 @@ def _row(item: _Item, now: datetime) -> EventRow:
     )
 
 
-def _stored(batch: _Batch) -> list[tuple[EventRow, int]]:
-    """The rows of a batch with their positions, in the order of the request; some of them may have been refused."""
-    return sorted(batch.copied + batch.rows, key=lambda placed: placed[1])
-
-
 def _triggers(batch: _Batch) -> list[NewTrigger]:
     """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
     found = []
-    for row, position in _stored(batch):
+    for row, position in sorted(batch.copied + batch.rows, key=lambda placed: placed[1]):
         accepted = batch.results[position]
         inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
         if inert or not isinstance(accepted, Accepted):
@@ -279,14 +280,6 @@ def _triggers(batch: _Batch) -> list[NewTrigger]:
         if mark is not None:
             found.append(NewTrigger(mark, row.profile_id, row.recipient, row.event_time, row.event_id))
     return found
-
-
-def _of_visitors(batch: _Batch) -> list[store.Noted]:
-    return [
-        store.Noted(row.anonymous_id, row.event_time, row.event_id)
-        for row, _ in _stored(batch)
-        if row.profile_id is None and row.anonymous_id is not None
-    ]
 
 
 def event_id_at(now: datetime, position: int) -> str:

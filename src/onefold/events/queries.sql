@@ -67,7 +67,29 @@ ON CONFLICT DO NOTHING
 RETURNING profile_id, event_time, event_id;
 
 -- name: insert_anonymous_events
--- Visitors' events.
+-- Visitors' events. If wanted, with a note of their keys for a worker: whoever sees the note sees the events, so nothing
+-- comes too late. In this statement, because one more would cost every batch a round trip. How the note always has an
+-- intent, and nobody waits for anybody, says note_visitors.
+WITH at_work AS (
+    SELECT intents.intent_id
+    FROM intents
+    WHERE intents.project_id = :project_id AND intents.kind = 'ACTIVATE' AND intents.stuck_time IS NULL
+    LIMIT 1
+    FOR KEY SHARE SKIP LOCKED
+),
+
+added AS (
+    INSERT INTO intents (project_id, intent_id, kind)
+    SELECT :project_id, uuidv7(), 'ACTIVATE'
+    WHERE :is_noted::boolean AND NOT EXISTS (SELECT FROM at_work)
+),
+
+noted AS (
+    INSERT INTO activation_notes (project_id, anonymous_ids, event_times, event_ids)
+    SELECT :project_id, :anonymous_ids::text [], :event_times::timestamptz [], :event_ids::text []
+    WHERE :is_noted
+)
+
 INSERT INTO anonymous_events (
     project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, suppress_triggers, data
 )
@@ -132,10 +154,9 @@ ON CONFLICT DO NOTHING
 RETURNING recipient, event_time, event_id;
 
 -- name: note_visitors
--- Leaves a note of visitors' events for a worker, who reads the events by their keys: whoever sees the note sees the events,
--- so there is nothing that comes too late. One intent of the project is enough. Sharing its key lets the worker go on with
--- its lease, but not end it before this transaction has ended; and if it is just being ended, there is another one. So
--- neither waits for the other, and no note is left without an intent.
+-- Asks a worker to look at everything that is stored of visitors. One intent of the project is enough for all notes. Sharing
+-- its key lets the worker go on with its lease, but not end it before this transaction has ended; and if it is just being
+-- ended, there is another one. So neither waits for the other, and no note is left without an intent.
 WITH at_work AS (
     SELECT intents.intent_id
     FROM intents
@@ -151,7 +172,11 @@ added AS (
 )
 
 INSERT INTO activation_notes (project_id, anonymous_ids, event_times, event_ids)
-VALUES (:project_id, :anonymous_ids::text [], :event_times::timestamptz [], :event_ids::text []);
+SELECT
+    :project_id,
+    :anonymous_ids::text [],
+    array_fill(NULL::timestamptz, ARRAY[cardinality(:anonymous_ids)]),
+    array_fill(NULL::text, ARRAY[cardinality(:anonymous_ids)]);
 
 -- name: lock_ledger
 -- Holds the ledger entries that late events are counted in, in order: two batches cannot deadlock over them.

@@ -65,15 +65,6 @@ class Filter:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """A visitor to look at, because of an event; or, without one, because of everything that is stored."""
-
-    anonymous_id: str
-    event_time: datetime | None = None
-    event_id: str | None = None
-
-
 async def claim_event_ids(
     connection: Connection, project_id: str, body_hashes: dict[str, bytes]
 ) -> dict[str, KnownEventId]:
@@ -131,8 +122,12 @@ def _common(row: EventRow, now: datetime) -> tuple[object, ...]:
     )
 
 
-async def insert(connection: Connection, project_id: str, rows: Sequence[EventRow]) -> list[EventRow]:
+async def insert(
+    connection: Connection, project_id: str, rows: Sequence[EventRow], *, is_noted: bool = False
+) -> list[EventRow]:
     """Stores events, with the transaction's time as receive_time, and counts the late ones among them.
+
+    With `is_noted` the workers are asked to look at the visitors among those whose events they are.
 
     Returns those for which there was no room, because the person (or the invite's recipient) has an event of that id
     and time. LostRaceError if a recipient is just being forgotten.
@@ -163,6 +158,7 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
         await queries.insert_anonymous_events.execute(
             connection,
             project_id=project_id,
+            is_noted=is_noted,
             subject_ids=[subject_id(project_id, anonymous_id) for _, anonymous_id in anonymous],
             event_times=[row.event_time for row, _ in anonymous],
             event_ids=[row.event_id for row, _ in anonymous],
@@ -178,16 +174,10 @@ async def insert(connection: Connection, project_id: str, rows: Sequence[EventRo
     return refused
 
 
-async def note_visitors(connection: Connection, project_id: str, noted: Sequence[Noted]) -> None:
-    """Asks the workers to look at visitors."""
-    if noted:
-        await queries.note_visitors.execute(
-            connection,
-            project_id=project_id,
-            anonymous_ids=[each.anonymous_id for each in noted],
-            event_times=[each.event_time for each in noted],
-            event_ids=[each.event_id for each in noted],
-        )
+async def note_visitors(connection: Connection, project_id: str, anonymous_ids: Sequence[str]) -> None:
+    """Asks the workers to look at everything that is stored of visitors."""
+    if anonymous_ids:
+        await queries.note_visitors.execute(connection, project_id=project_id, anonymous_ids=list(anonymous_ids))
 
 
 async def list_events(connection: Connection, project_id: str, profile_id: UUID, wanted: Filter) -> list[StoredEvent]:

@@ -83,8 +83,8 @@ class Shared(Generic[Question, Answer]):
             began = time.monotonic()
             if batch:
                 await self._answer(project, batch)
-            # After company the next one gathers for as long as this one took: the busier the server, the longer that is,
-            # and the more it saves.
+            # After company the next one gathers for as long as this one took: the busier the server, the longer that
+            # is, and the more it saves.
             gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
         del self._waiting[project.project_id]
 

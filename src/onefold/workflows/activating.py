@@ -15,7 +15,7 @@ from onefold.activation import store
 from onefold.activation.store import queries
 from onefold.activation.watching import look_at
 from onefold.db.queries import Connection
-from onefold.events.store import Noted, note_visitors
+from onefold.events.store import note_visitors
 from onefold.intents import store as intents
 from onefold.intents.store import Lease
 from onefold.projects.store import get_project
@@ -91,7 +91,7 @@ async def review_chunk(connection: Connection, lease: Lease, position: UUID | No
         rows = await queries.next_visitors.fetch(
             connection, project_id=project_id, after_subject_id=after, count=REVIEW_VISITORS
         )
-    await note_visitors(connection, project_id, [Noted(row["anonymous_id"]) for row in rows])
+    await note_visitors(connection, project_id, [row["anonymous_id"] for row in rows])
     if len(rows) < REVIEW_VISITORS:
         await queries.end_review.execute(connection, project_id=project_id, review_id=review_id)
         await intents.finish(connection, lease)
