@@ -26,7 +26,7 @@ from onefold.merges.service import MergeCalls
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
-from onefold.rpc.boundary import Boundary, required_scopes
+from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
 from onefold.v1 import (
@@ -62,6 +62,8 @@ _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
+    # Of headers a little larger gRPC would refuse some and take others.
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
     # Off: two servers on one port would share the calls without a word.
     ("grpc.so_reuseport", 0),
     # Long-lived clients find new servers.
@@ -94,14 +96,23 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
             secret.get_secret_value().encode() if secret else await database.read(forget_secret),
             frozenset(refused.casefold() for refused in settings.refused_ids),
         )
-        boundary = Boundary(authenticator, required_scopes(FILES))
+        bounds = Bounds(
+            settings.concurrent_calls,
+            settings.concurrent_streams,
+            settings.stream_write_seconds,
+            settings.stream_key_check_seconds,
+        )
+        boundary = Boundary(authenticator, required_scopes(FILES), bounds)
         server = grpc.aio.server(
             interceptors=[boundary],
             options=_OPTIONS,
-            maximum_concurrent_rpcs=settings.concurrent_calls,
+            # Far more than the boundary takes, which says why it refuses one: this is for what passes it by.
+            maximum_concurrent_rpcs=2 * (settings.concurrent_calls + settings.concurrent_streams),
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(
+            EventsService(database, batcher, stream_batches=settings.server_connections // 2), server
+        )
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
