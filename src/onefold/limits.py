@@ -27,6 +27,8 @@ ITEM_ID_BYTES = 256
 ITEM_NAME_BYTES = 256
 BATCH_EVENTS = 1_000
 BATCH_PROFILES = 1_000
+# Batches of one stream that wait to be stored; more are not read.
+STREAM_BATCHES = 4
 FILTER_NAMES = 100
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 500

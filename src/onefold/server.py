@@ -29,7 +29,7 @@ from onefold.ports import cannot_listen, require_free
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
-from onefold.rpc.boundary import Boundary, required_scopes
+from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
 from onefold.triggers.service import TriggerCalls
@@ -61,8 +61,8 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
 class Events(EventsService, ActivityCalls, TriggerCalls):
     """The whole EventsService: events, the activity log, triggers."""
 
-    def __init__(self, database: Database, batcher: Batcher) -> None:
-        EventsService.__init__(self, database, batcher)
+    def __init__(self, database: Database, batcher: Batcher, *, stream_batches: int) -> None:
+        EventsService.__init__(self, database, batcher, stream_batches=stream_batches)
         ActivityCalls.__init__(self, database)
         TriggerCalls.__init__(self, database)
 
@@ -78,6 +78,8 @@ _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
+    # Of headers a little larger gRPC would refuse some and take others.
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
     # Long-lived clients find new servers.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
@@ -116,14 +118,23 @@ async def serve(
             secret.get_secret_value().encode() if secret else await database.read(forget_secret),
             frozenset(refused.casefold() for refused in settings.refused_ids),
         )
-        boundary = Boundary(authenticator, required_scopes(FILES))
+        bounds = Bounds(
+            settings.concurrent_calls,
+            settings.concurrent_streams,
+            settings.stream_write_seconds,
+            settings.stream_key_check_seconds,
+        )
+        boundary = Boundary(authenticator, required_scopes(FILES), bounds)
         server = grpc.aio.server(
             interceptors=[boundary],
             options=[*_OPTIONS, ("grpc.so_reuseport", int(shared_port))],
-            maximum_concurrent_rpcs=settings.concurrent_calls,
+            # Far more than the boundary takes, which says why it refuses one: this is for what passes it by.
+            maximum_concurrent_rpcs=2 * (settings.concurrent_calls + settings.concurrent_streams),
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(Events(database, batcher), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(
+            Events(database, batcher, stream_batches=settings.server_connections // 2), server
+        )
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(
             ActivationService(database, doorbell), server

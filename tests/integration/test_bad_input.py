@@ -623,11 +623,31 @@ async def test_any_bytes_get_a_proper_answer(projects: Projects) -> None:
         assert told.reason in ("REQUEST_MALFORMED", "FIELDS_INVALID")
 
 
-async def test_a_message_over_4_mib(projects: Projects) -> None:
-    """X5, X2: a request over 4 MiB is RESOURCE_EXHAUSTED with the reason published for it."""
-    told = await failure(_Raw(projects["HYBRID"], METHODS[0])(b"\0" * (MESSAGE_BYTES + 1)))
-    assert told.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert told.reason == "MESSAGE_TOO_LARGE"
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [(MESSAGE_BYTES + 1, "MESSAGE_TOO_LARGE"), (2 * MESSAGE_BYTES, "MESSAGE_TOO_LARGE"), (2 * MESSAGE_BYTES + 1, "")],
+    ids=["over 4 MiB", "8 MiB", "over 8 MiB"],
+)
+async def test_a_message_over_4_mib(projects: Projects, method: str, size: int, reason: str) -> None:
+    """F75, X5, X2: a request over 4 MiB is RESOURCE_EXHAUSTED with the reason published for it, one over 8 MiB without;
+    the same connection serves the next call."""
+    client = projects["HYBRID"]
+    told = await failure(_Raw(client, method)(b"\0" * size))
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+    assert await client.names(anonymous_id="nobody") == []
+
+
+@pytest.mark.parametrize("size", [16_384, 18_000, 1_000_000])
+async def test_headers_over_16_kb(projects: Projects, size: int) -> None:
+    """F75: headers over 16 kB are refused, each time; the same connection serves the next call."""
+    client = projects["HYBRID"]
+    for _ in range(4):
+        large: Any = client.events.ListEvents(
+            ListEventsRequest(anonymous_id="nobody"), metadata=(("note", "x" * size),)
+        )
+        assert (await failure(large)).code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await client.names(anonymous_id="nobody") == []
 
 
 # --- what an error tells ---------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ METHODS = {
     for service in file.services_by_name.values()
     for method in service.methods
 }
-WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE]
+# A client's stream has no one request that could be sent again as a whole: its batches are, and their event_ids make
+# that safe.
+WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE and not METHODS[path].client_streaming]
 REASON = re.compile(r"^  // ([A-Z_]+)[.,](?:(?!^  ERROR_).)*^  ERROR_REASON_([A-Z_]+) = \d+;", re.MULTILINE | re.DOTALL)
 # Answered by gRPC itself or by the caller's own deadline, before or beside any method: no proto comment is about them.
 OF_THE_TRANSPORT = {"STREAM_KEY_CHECK_SECONDS", "METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS"}
@@ -134,6 +136,12 @@ LIMITS = [
     ("ITEM_ID_BYTES", "event.proto", f"as the shop knows it: 1 to {limits.ITEM_ID_BYTES} bytes"),
     ("ITEM_NAME_BYTES", "event.proto", f"the shop calls it: 1 to {limits.ITEM_NAME_BYTES} bytes"),
     ("BATCH_EVENTS", "events_service.proto", f"At most {limits.BATCH_EVENTS:,}."),
+    ("STREAM_BATCHES", "events_service.proto", f"At most {limits.STREAM_BATCHES} batches of a stream wait"),
+    (
+        "STREAM_WRITE_SECONDS",
+        "events_service.proto",
+        f"reads no answers for {limits.STREAM_WRITE_SECONDS:.0f} seconds",
+    ),
     ("BATCH_PROFILES", "identity_service.proto", f"At most {limits.BATCH_PROFILES:,}."),
     ("FILTER_NAMES", "events_service.proto", f"at most {limits.FILTER_NAMES}."),
     *(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import orjson
+
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
@@ -93,7 +95,11 @@ class Carts:
         event_time = arrival.event_time or now
         if not is_newer_cart(event_time, standing.cart_event_time):
             return None
-        return Change(event_time, updated_fields(standing.data_fields, {CART_FIELD: cart_after(arrival)}, nested=False))
+        cart = cart_after(arrival)
+        if not cart and CART_FIELD not in orjson.loads(standing.data_fields):
+            # Nothing to empty: whoever never had a cart gets none by buying.
+            return Change(event_time, None)
+        return Change(event_time, updated_fields(standing.data_fields, {CART_FIELD: cart}, nested=False))
 
     def apply(self, person: Person, change: Change, outcome: Outcome) -> Outcome:
         """Makes a planned change; returns what has become of the profile, which `outcome` says for its identifiers."""

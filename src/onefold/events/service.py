@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -23,11 +25,12 @@ from onefold.events.rules import Arrival, EventKind, is_backfilled
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers
 from onefold.identity.people import find_profile_id
 from onefold.identity.store import subject_id
-from onefold.limits import BATCH_EVENTS, FILTER_NAMES, NAME_BYTES
+from onefold.limits import BATCH_EVENTS, FILTER_NAMES, NAME_BYTES, STREAM_BATCHES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.paging import build_page, make_token, moment_part, page_size, read_token, text_part
 from onefold.rpc.payload import write_struct
 from onefold.rpc.replay import write_once
+from onefold.rpc.streams import read_ahead
 from onefold.v1 import event_pb2, events_service_pb2, events_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,9 +42,11 @@ _AFTER_ALL: Final = LATEST + timedelta(days=3)
 class EventsService(events_service_pb2_grpc.EventsServiceServicer):
     """Takes and shows events."""
 
-    def __init__(self, database: Database, batcher: Batcher) -> None:
+    def __init__(self, database: Database, batcher: Batcher, *, stream_batches: int = 1) -> None:
+        """`stream_batches`: how many batches of streams are stored at a time. Other calls need connections, too."""
         self._database = database
         self._batcher = batcher
+        self._stream_turns = asyncio.Semaphore(stream_batches)
 
     async def Track(
         self, request: events_service_pb2.TrackRequest, context: Context
@@ -77,8 +82,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores up to 1,000 events, each for itself."""
         project = caller().project
         checker = Checker()
-        if len(request.events) > BATCH_EVENTS:
-            checker.refuse("events", f"must have at most {BATCH_EVENTS} items")
+        _check_count(checker, request.events)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
         read = read_batch(project, request.events)
@@ -96,6 +100,20 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             subjects=_subjects(project, _arrivals(read)),
         )
         return answer
+
+    async def TrackStream(
+        self, request_iterator: AsyncIterator[events_service_pb2.TrackStreamRequest], context: Context
+    ) -> AsyncIterator[events_service_pb2.TrackStreamResponse]:
+        """Stores batch after batch, and acknowledges each when it is committed."""
+        async with contextlib.aclosing(read_ahead(_read_stream(request_iterator), STREAM_BATCHES)) as batches:
+            async for sequence, read in batches:
+                yield events_service_pb2.TrackStreamResponse(sequence=sequence, results=await self._store_next(read))
+
+    async def _store_next(self, read: Sequence[Arrival | OnefoldError]) -> list[events_service_pb2.BatchTrackResult]:
+        # Asked anew for every batch: a stream may outlive the settings that it began with.
+        project = caller().project
+        async with self._stream_turns:
+            return await self._database.transact(lambda connection: _store(connection, project, read))
 
     async def ListEvents(
         self, request: events_service_pb2.ListEventsRequest, context: Context
@@ -135,6 +153,26 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         # Who it is and what they did are of one moment: no merge can come between the two.
         profile_id, rows = await self._database.read(list_page, snapshot=True)
         return _to_page(request, profile_id, recipient, rows, count, as_json=as_json)
+
+
+async def _read_stream(
+    requests: AsyncIterator[events_service_pb2.TrackStreamRequest],
+) -> AsyncGenerator[tuple[int, list[Arrival | OnefoldError]]]:
+    """Checks the batches of a stream: the number of each, and its events or what is wrong with them."""
+    last = 0
+    async for request in requests:
+        checker = Checker()
+        if request.sequence <= last:
+            checker.refuse("sequence", f"must be larger than {last}")
+        _check_count(checker, request.events)
+        checker.raise_if_wrong()
+        last = request.sequence
+        yield last, read_batch(caller().project, request.events)
+
+
+def _check_count(checker: Checker, events: Sequence[event_pb2.NewEvent]) -> None:
+    if len(events) > BATCH_EVENTS:
+        checker.refuse("events", f"must have at most {BATCH_EVENTS} items")
 
 
 async def _store(

@@ -86,6 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The profile's data fields would exceed their size. Metadata: limit_bytes."""
     ERROR_REASON_POOL_BUSY: _ErrorReason.ValueType  # 52
     """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
+    ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 80
+    """RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
     without a reason.
@@ -190,6 +192,8 @@ ERROR_REASON_DATA_FIELDS_LIMIT: ErrorReason.ValueType  # 51
 """RESOURCE_EXHAUSTED. The profile's data fields would exceed their size. Metadata: limit_bytes."""
 ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
+ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 80
+"""RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
 without a reason.

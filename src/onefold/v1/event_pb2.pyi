@@ -37,7 +37,9 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_SCREEN: _EventKind.ValueType  # 3
     """A screen of an app was viewed."""
     EVENT_KIND_PURCHASE: _EventKind.ValueType  # 4
-    """Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array."""
+    """Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array if
+    there is one.
+    """
     EVENT_KIND_CART_UPDATE: _EventKind.ValueType  # 5
     """The shopping cart changed. The person's cart becomes the items of the event, or else the array
     updatedShoppingCartItems of its data; an event with neither empties the cart.
@@ -69,7 +71,9 @@ EVENT_KIND_PAGE: EventKind.ValueType  # 2
 EVENT_KIND_SCREEN: EventKind.ValueType  # 3
 """A screen of an app was viewed."""
 EVENT_KIND_PURCHASE: EventKind.ValueType  # 4
-"""Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array."""
+"""Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array if
+there is one.
+"""
 EVENT_KIND_CART_UPDATE: EventKind.ValueType  # 5
 """The shopping cart changed. The person's cart becomes the items of the event, or else the array
 updatedShoppingCartItems of its data; an event with neither empties the cart.

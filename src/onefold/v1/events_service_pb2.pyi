@@ -195,6 +195,62 @@ class BatchTrackResponse(_message.Message):
 Global___BatchTrackResponse: _TypeAlias = BatchTrackResponse  # noqa: Y015
 
 @_typing.final
+class TrackStreamRequest(_message.Message):
+    """A batch of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The batch's number: 1 or more, and larger than that of the batch before. Numbers may be left out."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.NewEvent]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[_event_pb2.NewEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackStreamRequest: _TypeAlias = TrackStreamRequest  # noqa: Y015
+
+@_typing.final
+class TrackStreamResponse(_message.Message):
+    """A batch of a stream is committed, and so are all before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The batch's number."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchTrackResult]:
+        """One for each event, in the order of the batch."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        results: _abc.Iterable[Global___BatchTrackResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackStreamResponse: _TypeAlias = TrackStreamResponse  # noqa: Y015
+
+@_typing.final
 class ListEventsRequest(_message.Message):
     """Whose events to list, and which."""
 

@@ -45,6 +45,11 @@ class EventsServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackResponse.FromString,
                 _registered_method=True)
+        self.TrackStream = channel.stream_stream(
+                '/onefold.v1.EventsService/TrackStream',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/onefold.v1.EventsService/ListEvents',
                 request_serializer=onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.SerializeToString,
@@ -87,6 +92,26 @@ class EventsServiceServicer(object):
         request_id.
 
         Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrackStream(self, request_iterator, context):
+        """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+        per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+        The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+        acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+        event_ids: what was stored is then a duplicate. There is no request_id.
+
+        At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+        A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+        acknowledged before the stream ends with OK.
+
+        Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+        FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+        SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +180,11 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     servicer.BatchTrack,
                     request_deserializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackResponse.SerializeToString,
+            ),
+            'TrackStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.TrackStream,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.SerializeToString,
             ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
@@ -227,6 +257,33 @@ class EventsService(object):
             '/onefold.v1.EventsService/BatchTrack',
             onefold_dot_v1_dot_events__service__pb2.BatchTrackRequest.SerializeToString,
             onefold_dot_v1_dot_events__service__pb2.BatchTrackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrackStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/onefold.v1.EventsService/TrackStream',
+            onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

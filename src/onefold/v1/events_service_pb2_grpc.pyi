@@ -51,6 +51,22 @@ class EventsServiceStub:
 
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
     """
+    TrackStream: _grpc.StreamStreamMultiCallable[_events_service_pb2.TrackStreamRequest, _events_service_pb2.TrackStreamResponse]
+    """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+    per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+    The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+    acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+    event_ids: what was stored is then a duplicate. There is no request_id.
+
+    At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+    A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+    acknowledged before the stream ends with OK.
+
+    Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+    FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+    SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
+    """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]
     """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
     first. Right at every moment of a merge; a sequence of pages yields each event once.
@@ -113,6 +129,22 @@ class EventsServiceAsyncStub(EventsServiceStub):
     request_id.
 
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
+    """
+    TrackStream: _aio.StreamStreamMultiCallable[_events_service_pb2.TrackStreamRequest, _events_service_pb2.TrackStreamResponse]  # type: ignore[assignment]
+    """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+    per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+    The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+    acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+    event_ids: what was stored is then a duplicate. There is no request_id.
+
+    At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+    A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+    acknowledged before the stream ends with OK.
+
+    Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+    FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+    SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
@@ -185,6 +217,28 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         request_id.
 
         Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def TrackStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_events_service_pb2.TrackStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_service_pb2.TrackStreamResponse], _abc.AsyncIterator[_events_service_pb2.TrackStreamResponse]]:
+        """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+        per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+        The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+        acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+        event_ids: what was stored is then a duplicate. There is no request_id.
+
+        At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+        A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+        acknowledged before the stream ends with OK.
+
+        Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+        FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+        SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
         """
 
     @_abc_1.abstractmethod
