@@ -41,6 +41,7 @@ B = email("b@example.com")
 C = email("c@example.com")
 SECOND = timedelta(seconds=1)
 HOURS = timedelta(hours=1)
+INVITED = '{"recipient": "b@example.com"}'
 
 
 async def stored(world: World, client: Client) -> int:
@@ -174,6 +175,27 @@ async def test_a_project_without_triggers_pays_nothing(settings: Settings, email
     assert not any("INTO triggers " in statement for statement in off)
     assert [statement for statement in on if "INTO triggers " not in statement] == off
     assert len(on) == len(off) + 1
+
+
+async def test_an_invite_triggers(email_project: Client, world: World) -> None:
+    """E6, E10, E5: an invite triggers, for its recipient and no profile, unless triggers are suppressed."""
+    await enable(email_project)
+    for name, suppressed in (("invited", False), ("quietly", True)):
+        await email_project.track(name=name, data_json=INVITED, suppress_triggers=suppressed)
+    [trigger] = await told(email_project)
+    assert (trigger.event.name, trigger.event.recipient, trigger.event.profile_id) == ("invited", "b@example.com", "")
+    assert trigger.mark == TRIGGER_MARK_LIVE
+
+
+async def test_an_invite_to_somebody_forgotten_triggers_nothing(email_project: Client, world: World) -> None:
+    """E6, I20, F43: once an address is forgotten its invites are not told, and then no trigger of them is left."""
+    await enable(email_project)
+    await email_project.track(name="invited", data_json=INVITED)
+    await email_project.identity.ForgetProfile(ForgetProfileRequest(identifiers=email("b@example.com")))
+    assert await told_names(email_project) == []
+    await world.settle(email_project.project_id)
+    left = "SELECT count(*) FROM triggers WHERE project_id = $1 AND recipient IS NOT NULL"
+    assert await world.value(left, email_project.project_id) == 0
 
 
 # --- what a link brings ----------------------------------------------------------------------------------------------

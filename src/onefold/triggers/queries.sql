@@ -151,3 +151,35 @@ WHERE
     move.move_id IS NULL
     OR (move.owner_profile_id IS NOT NULL AND event.event_time > move.alive_after)
 ORDER BY wanted.trigger_number;
+
+-- name: triggered_invites
+-- The invites of triggers, without those that are being erased because their address was forgotten.
+SELECT
+    wanted.trigger_number,
+    invite_events.recipient,
+    invite_events.event_time,
+    invite_events.event_id,
+    invite_events.receive_time,
+    invite_events.kind,
+    invite_events.name,
+    invite_events.data
+FROM
+    unnest(
+        :trigger_numbers::bigint [], :recipients::text [], :event_times::timestamptz [], :event_ids::text []
+    ) AS wanted (trigger_number, recipient, event_time, event_id)
+INNER JOIN invite_events
+    ON
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = wanted.recipient
+        AND invite_events.event_time = wanted.event_time
+        AND invite_events.event_id = wanted.event_id
+WHERE
+    (:names::text [] IS NULL OR invite_events.name = ANY(:names::text []))
+    AND (:kinds::smallint [] IS NULL OR invite_events.kind = ANY(:kinds::smallint []))
+    AND NOT EXISTS (
+        SELECT FROM moves
+        WHERE
+            moves.project_id = :project_id
+            AND moves.container_recipient = invite_events.recipient
+            AND moves.window_end_time >= invite_events.receive_time
+    );

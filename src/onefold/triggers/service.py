@@ -148,7 +148,7 @@ def _to_trigger(row: store.TriggerRow, event: store.TriggeredEvent, *, as_json: 
         event.data,
     )
     return trigger_pb2.Trigger(
-        event=to_event(stored, event.profile_id, as_json=as_json),
+        event=to_event(stored, event.profile_id, event.recipient or "", as_json=as_json),
         mark=trigger_pb2.TriggerMark.ValueType(row.mark),
         create_time=to_timestamp(row.create_time),
     )

@@ -40,9 +40,10 @@ class TriggerRow:
 
 @dataclass(frozen=True, slots=True)
 class TriggeredEvent:
-    """The event of a trigger, and whose it is now; data is JSON text."""
+    """The event of a trigger, and whose it is now: a person's, or an invite's recipient's; data is JSON text."""
 
-    profile_id: UUID
+    profile_id: UUID | None
+    recipient: str | None
     event_time: datetime
     event_id: str
     receive_time: datetime
@@ -127,7 +128,10 @@ async def triggered_events(
     kinds: Sequence[int] | None,
 ) -> dict[int, TriggeredEvent]:
     """The events of triggers, by number: those of these names and kinds (None for any) that are somebody's now."""
+    found = await _invites(connection, project_id, triggers, names, kinds)
     wanted = [trigger for trigger in triggers if trigger.profile_id is not None]
+    if not wanted:
+        return found
     rows = await queries.triggered_events.fetch(
         connection,
         profile_ids=[trigger.profile_id for trigger in wanted],
@@ -138,9 +142,10 @@ async def triggered_events(
         names=names,
         kinds=kinds,
     )
-    return {
+    return found | {
         row["trigger_number"]: TriggeredEvent(
             row["profile_id"],
+            None,
             row["event_time"],
             row["event_id"],
             row["receive_time"],
@@ -148,6 +153,43 @@ async def triggered_events(
             row["was_anonymous"],
             row["name"],
             row["anonymous_id"],
+            row["data"],
+        )
+        for row in rows
+    }
+
+
+async def _invites(
+    connection: Connection,
+    project_id: str,
+    triggers: Sequence[TriggerRow],
+    names: Sequence[str] | None,
+    kinds: Sequence[int] | None,
+) -> dict[int, TriggeredEvent]:
+    wanted = [trigger for trigger in triggers if trigger.recipient is not None]
+    if not wanted:
+        return {}
+    rows = await queries.triggered_invites.fetch(
+        connection,
+        trigger_numbers=[trigger.trigger_number for trigger in wanted],
+        recipients=[trigger.recipient for trigger in wanted],
+        event_times=[trigger.event_time for trigger in wanted],
+        event_ids=[trigger.event_id for trigger in wanted],
+        project_id=project_id,
+        names=names,
+        kinds=kinds,
+    )
+    return {
+        row["trigger_number"]: TriggeredEvent(
+            None,
+            row["recipient"],
+            row["event_time"],
+            row["event_id"],
+            row["receive_time"],
+            row["kind"],
+            False,
+            row["name"],
+            None,
             row["data"],
         )
         for row in rows

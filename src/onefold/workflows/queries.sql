@@ -562,7 +562,7 @@ erased AS (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
         AND invite_events.receive_time <= (SELECT move.window_end_time FROM move)
-    RETURNING invite_events.event_id, invite_events.receive_time
+    RETURNING invite_events.event_time, invite_events.event_id, invite_events.receive_time
 ),
 
 ids AS (
@@ -573,6 +573,15 @@ ids AS (
         AND event_ids.event_id = erased.event_id
         -- An id that was used anew after its 35 days is another event's.
         AND event_ids.receive_time = erased.receive_time
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
 )
 
 SELECT
