@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 
 from conftest import MakeProject
 from onefold.activity import pages, store
 from onefold.callers import IdentifierType
+from onefold.db import migrate as migrate_module
+from onefold.db.migrate import migrate, migrations
+from onefold.embedded import EmbeddedPostgres
 from onefold.rpc.paging import make_token
 from onefold.v1.activity_pb2 import (
     ACTIVITY_FILTER_ANONYMOUS,
@@ -526,3 +530,41 @@ async def test_readers_at_the_same_time_see_the_same(busy: Client) -> None:
     """X3: a read of many places is of one moment."""
     found = await asyncio.gather(*(shorts(busy) for _ in range(8)))
     assert found == [EVERYTHING] * 8
+
+
+async def test_merges_from_before_the_log_tell_when_their_source_was_made(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E9, F27: the migration takes it from what is kept for an undo, where that is still there."""
+    connection = await asyncpg.connect(postgres.url())
+    try:
+        await connection.execute("CREATE DATABASE test_before_the_log")
+        known = migrations()
+        with monkeypatch.context() as older:
+            older.setattr(migrate_module, "migrations", lambda: [each for each in known if each.version < 4])
+            await migrate(postgres.url("test_before_the_log"))
+        old = await asyncpg.connect(postgres.url("test_before_the_log"))
+        try:
+            for kind, snapshot in (
+                ("PROFILE", '{"source": {"create_time": "2026-01-02T03:04:05+00:00", "signup_source": 3}}'),
+                ("PROFILE", None),
+                ("CONVERSION", '{"source": {"create_time": "2026-01-02T03:04:05+00:00", "signup_source": 3}}'),
+            ):
+                await old.execute(
+                    "INSERT INTO merges (project_id, merge_id, kind, target_profile_id, source_profile_id, origin_ids,"
+                    " create_time, snapshot) VALUES ('p', uuidv7(), $1, uuidv7(), uuidv7(), '{}', now(), $2::json)",
+                    kind,
+                    snapshot,
+                )
+            assert await migrate(postgres.url("test_before_the_log"))
+            rows = await old.fetch("SELECT source_create_time, source_signup_source FROM merges ORDER BY merge_id")
+        finally:
+            await old.close()
+    finally:
+        await connection.execute("DROP DATABASE IF EXISTS test_before_the_log WITH (FORCE)")
+        await connection.close()
+    assert [tuple(row) for row in rows] == [
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), 3),
+        (None, None),
+        (None, None),
+    ]

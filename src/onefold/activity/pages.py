@@ -120,7 +120,8 @@ async def of_visitor(connection: Connection, project_id: str, anonymous_id: str,
 
 async def of_project(connection: Connection, project_id: str, wanted: Wanted) -> Page:
     """A page of a project's log. Looks at no more than ACTIVITY_LOOK_ROWS rows of each place, whatever it may show."""
-    window = Window(wanted.before, wanted.start_time, ACTIVITY_LOOK_ROWS)
+    # Twice what is asked for: some may have to be passed over.
+    window = Window(wanted.before, wanted.start_time, min(2 * wanted.count + 100, ACTIVITY_LOOK_ROWS))
     places: list[Looked[Row]] = []
     if ActivityKind.EVENT in wanted.kinds:
         to_people, to_visitors = await store.events_on_the_move(connection, project_id)

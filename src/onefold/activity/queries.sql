@@ -76,6 +76,7 @@ FROM (
             profiles.project_id = :project_id
             AND (profiles.create_time, profiles.profile_id) < (:before_time::timestamptz, :before_id::uuid)
             AND profiles.create_time >= :start_time::timestamptz
+            AND profiles.create_time > '-infinity'
         ORDER BY profiles.create_time DESC, profiles.profile_id DESC
         LIMIT :count::integer
     )
@@ -91,7 +92,7 @@ FROM (
             merges.project_id = :project_id
             AND (merges.source_create_time, merges.source_profile_id) < (:before_time::timestamptz, :before_id::uuid)
             AND merges.source_create_time >= :start_time::timestamptz
-            AND merges.source_create_time IS NOT NULL
+            AND merges.source_create_time > '-infinity'
             AND merges.undo_time IS NULL
         ORDER BY merges.source_create_time DESC, merges.source_profile_id DESC
         LIMIT :count::integer
@@ -133,6 +134,7 @@ CROSS JOIN LATERAL (
             AND merges.target_profile_id = member.profile_id
             AND (merges.create_time, merges.merge_id) < (:before_time::timestamptz, :before_id::uuid)
             AND merges.create_time >= :start_time::timestamptz
+            AND merges.create_time > '-infinity'
         ORDER BY merges.create_time DESC, merges.merge_id DESC
         LIMIT :count::integer
     )
@@ -180,6 +182,7 @@ WHERE
     project_id = :project_id
     AND (create_time, merge_id) < (:before_time::timestamptz, :before_id::uuid)
     AND create_time >= :start_time::timestamptz
+    AND create_time > '-infinity'
 ORDER BY create_time DESC, merge_id DESC
 LIMIT :count::integer;
 
@@ -332,69 +335,61 @@ SELECT
 
 -- name: events_of_project
 -- The keys of people's events, newest first, and whose each is at this moment, as open moves say: a person's, a visitor's
--- (given back by an undo), or nobody's any more, which is passed over by the reader.
-SELECT
-    event.event_time,
-    event.event_id,
-    event.profile_id AS container_id,
-    CASE WHEN move.move_id IS NULL THEN event.profile_id ELSE move.owner_profile_id END AS owner_profile_id,
-    CASE
-        WHEN move.move_id IS NULL THEN true
-        WHEN move.owner_profile_id IS NOT NULL THEN event.event_time > move.alive_after
-        WHEN move.owner_subject_id IS NOT NULL THEN event.event_time > now() - :lifetime::interval
-        ELSE false
-    END AS is_there
-FROM (
+-- (given back by an undo), or nobody's any more, which is passed over by the reader. What is being given back from a
+-- timeline comes before what is being taken away from it as a whole.
+WITH page AS MATERIALIZED (
     SELECT events.event_time, events.event_id, events.profile_id, events.origin_id
     FROM events
     WHERE
         events.project_id = :project_id
         AND (events.event_time, events.event_id) < (:before_time::timestamptz, :before_id::text)
         AND events.event_time >= :start_time::timestamptz
+        AND events.event_time > '-infinity'
     ORDER BY events.event_time DESC, events.event_id DESC
     LIMIT :count::integer
-) AS event
-LEFT JOIN LATERAL (
-    SELECT moves.move_id, moves.owner_profile_id, moves.owner_subject_id, moves.alive_after
+),
+
+-- Read once for the whole page.
+open_moves AS MATERIALIZED (
+    SELECT
+        moves.container_profile_id,
+        moves.origin_ids,
+        moves.owner_profile_id,
+        moves.owner_subject_id,
+        moves.alive_after
     FROM moves
     WHERE
         moves.project_id = :project_id
-        AND moves.container_profile_id = event.profile_id
-        AND (moves.origin_ids IS NULL OR event.origin_id = ANY(moves.origin_ids))
-    -- What is being given back from there comes before what is being taken away as a whole.
-    ORDER BY moves.origin_ids IS NULL
+        AND moves.container_profile_id = ANY(ARRAY(SELECT DISTINCT page.profile_id FROM page))
+)
+
+SELECT
+    page.event_time,
+    page.event_id,
+    page.profile_id AS container_id,
+    CASE WHEN move.alive_after IS NULL THEN page.profile_id ELSE move.owner_profile_id END AS owner_profile_id,
+    CASE
+        WHEN move.alive_after IS NULL THEN true
+        WHEN move.owner_profile_id IS NOT NULL THEN page.event_time > move.alive_after
+        WHEN move.owner_subject_id IS NOT NULL THEN page.event_time > now() - :lifetime::interval
+        ELSE false
+    END AS is_there
+FROM page
+LEFT JOIN LATERAL (
+    SELECT open_moves.owner_profile_id, open_moves.owner_subject_id, open_moves.alive_after
+    FROM open_moves
+    WHERE
+        open_moves.container_profile_id = page.profile_id
+        AND (open_moves.origin_ids IS NULL OR page.origin_id = ANY(open_moves.origin_ids))
+    ORDER BY open_moves.origin_ids IS NULL
     LIMIT 1
 ) AS move ON true
-ORDER BY event.event_time DESC, event.event_id DESC;
+ORDER BY page.event_time DESC, page.event_id DESC;
 
 -- name: anonymous_events_of_project
 -- The same of visitors' events: a person's where an open move gives them to one, and nobody's by the rule that
 -- list_anonymous_events has for one visitor.
-SELECT
-    event.event_time,
-    event.event_id,
-    event.subject_id AS container_id,
-    given.owner_profile_id,
-    given.owner_profile_id IS NOT NULL OR (
-        event.event_time > now() - :lifetime::interval
-        AND event.receive_time > coalesce(
-            (
-                SELECT max(moves.window_end_time)
-                FROM moves
-                WHERE moves.project_id = :project_id AND moves.container_subject_id = event.subject_id
-            ),
-            (
-                SELECT identifiers.grace_end_time
-                FROM identifiers
-                WHERE
-                    identifiers.project_id = :project_id
-                    AND identifiers.kind = 3
-                    AND identifiers.value = event.anonymous_id
-            ),
-            '-infinity'
-        )
-    ) AS is_there
-FROM (
+WITH page AS MATERIALIZED (
     SELECT
         anonymous_events.event_time,
         anonymous_events.event_id,
@@ -407,22 +402,64 @@ FROM (
         AND (anonymous_events.event_time, anonymous_events.event_id) < (:before_time::timestamptz, :before_id::text)
         AND anonymous_events.event_time <= :before_time::timestamptz
         AND anonymous_events.event_time >= :start_time::timestamptz
+        AND anonymous_events.event_time > '-infinity'
     ORDER BY anonymous_events.event_time DESC, anonymous_events.event_id DESC
     LIMIT :count::integer
-) AS event
-LEFT JOIN LATERAL (
-    SELECT moves.owner_profile_id
+),
+
+-- Read once for the whole page, and so are the links.
+open_moves AS MATERIALIZED (
+    SELECT
+        moves.container_subject_id,
+        moves.owner_profile_id,
+        moves.window_start_time,
+        moves.window_end_time,
+        moves.alive_after
     FROM moves
     WHERE
         moves.project_id = :project_id
-        AND moves.container_subject_id = event.subject_id
-        AND moves.owner_profile_id IS NOT NULL
-        AND event.receive_time > moves.window_start_time
-        AND event.receive_time <= moves.window_end_time
-        AND event.event_time > moves.alive_after
+        AND moves.container_subject_id = ANY(ARRAY(SELECT DISTINCT page.subject_id FROM page))
+),
+
+ends AS (
+    SELECT open_moves.container_subject_id AS subject_id, max(open_moves.window_end_time) AS window_end_time
+    FROM open_moves
+    GROUP BY open_moves.container_subject_id
+),
+
+links AS MATERIALIZED (
+    SELECT identifiers.value AS anonymous_id, identifiers.grace_end_time
+    FROM identifiers
+    WHERE
+        identifiers.project_id = :project_id
+        AND identifiers.kind = 3
+        AND identifiers.value = ANY(ARRAY(SELECT DISTINCT page.anonymous_id FROM page))
+)
+
+SELECT
+    page.event_time,
+    page.event_id,
+    page.subject_id AS container_id,
+    given.owner_profile_id,
+    given.owner_profile_id IS NOT NULL OR (
+        page.event_time > now() - :lifetime::interval
+        AND page.receive_time > coalesce(ends.window_end_time, links.grace_end_time, '-infinity')
+    ) AS is_there
+FROM page
+LEFT JOIN ends ON ends.subject_id = page.subject_id
+LEFT JOIN links ON links.anonymous_id = page.anonymous_id
+LEFT JOIN LATERAL (
+    SELECT open_moves.owner_profile_id
+    FROM open_moves
+    WHERE
+        open_moves.container_subject_id = page.subject_id
+        AND open_moves.owner_profile_id IS NOT NULL
+        AND page.receive_time > open_moves.window_start_time
+        AND page.receive_time <= open_moves.window_end_time
+        AND page.event_time > open_moves.alive_after
     LIMIT 1
 ) AS given ON true
-ORDER BY event.event_time DESC, event.event_id DESC;
+ORDER BY page.event_time DESC, page.event_id DESC;
 
 -- name: contents
 -- What events hold that were found by the two statements before.

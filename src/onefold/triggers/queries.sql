@@ -96,6 +96,14 @@ places AS (
     SELECT containers.recorded_id, array_agg(containers.profile_id) AS profile_ids
     FROM containers
     GROUP BY containers.recorded_id
+),
+
+open_moves AS MATERIALIZED (
+    SELECT moves.container_profile_id, moves.origin_ids, moves.owner_profile_id, moves.alive_after
+    FROM moves
+    WHERE
+        moves.project_id = :project_id
+        AND moves.container_profile_id = ANY(ARRAY(SELECT DISTINCT containers.profile_id FROM containers))
 )
 
 SELECT
@@ -137,18 +145,17 @@ CROSS JOIN LATERAL (
     LIMIT 1
 ) AS event
 LEFT JOIN LATERAL (
-    SELECT moves.move_id, moves.owner_profile_id, moves.alive_after
-    FROM moves
+    SELECT open_moves.owner_profile_id, open_moves.alive_after
+    FROM open_moves
     WHERE
-        moves.project_id = :project_id
-        AND moves.container_profile_id = event.profile_id
-        AND (moves.origin_ids IS NULL OR event.origin_id = ANY(moves.origin_ids))
+        open_moves.container_profile_id = event.profile_id
+        AND (open_moves.origin_ids IS NULL OR event.origin_id = ANY(open_moves.origin_ids))
     -- What is being given back from there comes before what is being taken away as a whole.
-    ORDER BY moves.origin_ids IS NULL
+    ORDER BY open_moves.origin_ids IS NULL
     LIMIT 1
 ) AS move ON true
 WHERE
-    move.move_id IS NULL
+    move.alive_after IS NULL
     OR (move.owner_profile_id IS NOT NULL AND event.event_time > move.alive_after)
 ORDER BY wanted.trigger_number;
 
