@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from onefold.callers import Project
 from onefold.db.errors import pool_busy
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
-from onefold.errors import OnefoldError
+from onefold.errors import OnefoldError, Reason
 from onefold.events.ingest import Result, ingest
 from onefold.events.rules import Arrival
 
@@ -95,6 +95,10 @@ class Batcher:
             results = await self._database.transact(lambda connection: _ingest(connection, batch))
         except OnefoldError as error:
             self._answer(batch, error)
+            if error.reason is Reason.POOL_BUSY:
+                # Whoever waits behind would wait as long once more, for the same answer.
+                self._answer(self._waiting, error)
+                self._waiting.clear()
         except Exception as error:
             if len(batch) == 1:
                 self._answer(batch, error)
@@ -108,7 +112,7 @@ class Batcher:
                     waiting.answer.set_result(result)
 
     @staticmethod
-    def _answer(batch: list[_Waiting], error: Exception) -> None:
+    def _answer(batch: Iterable[_Waiting], error: Exception) -> None:
         for waiting in batch:
             if not waiting.answer.done():
                 waiting.answer.set_exception(error)

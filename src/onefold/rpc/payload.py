@@ -10,8 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
@@ -27,8 +26,7 @@ _CONTAINERS: Final = frozenset({dict, list})
 _LONG_NUMBER: Final = re.compile(r"[0-9.]{16}")
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """An accepted JSON object: as Python values and as the text to store."""
 
     value: dict[str, Any]
@@ -60,7 +58,8 @@ def read_struct(checker: Checker, field: str, struct: Struct, *, max_bytes: int)
     try:
         value = _from_struct(struct, "", 1)
         text = orjson.dumps(value).decode()
-        _check_nul(value, text)
+        if _may_hold_nul(text):
+            _check_nul(value, "")
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -84,8 +83,10 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
         checker.refuse(field, "must be a JSON object")
         return EMPTY
     try:
-        _check(value, "", 1)
-        _check_nul(value, text)
+        if _may_be_too_deep_or_wide(text):
+            _check(value, "", 1)
+        if _may_hold_nul(text):
+            _check_nul(value, "")
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -97,6 +98,11 @@ def write_struct(target: Struct, value: dict[str, Any]) -> None:
     fields = target.fields
     for key, item in value.items():
         _write_value(fields[key], item)
+
+
+def plain_number(number: float) -> float:
+    """A finite double as JSON should have it: 3.0 as 3, as long as that says the same."""
+    return int(number) if number.is_integer() and abs(number) <= _EXACT else number
 
 
 def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
@@ -116,12 +122,15 @@ def _from_struct(struct: Struct, path: str, depth: int) -> dict[str, Any]:
 def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
     match value.WhichOneof("kind"):
         case "string_value":
-            return value.string_value
+            text = value.string_value
+            if "\x00" in text:
+                raise _WrongValueError(_join(path, key), "must not contain NUL")
+            return text
         case "number_value":
             number = value.number_value
             if not math.isfinite(number):
                 raise _WrongValueError(_join(path, key), "must be a finite number")
-            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+            return plain_number(number)
         case "bool_value":
             return value.bool_value
         case "null_value":
@@ -139,6 +148,16 @@ def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
 
 
+def _may_be_too_deep_or_wide(text: str) -> bool:
+    """Whether a JSON text must be walked through for that. Nearly none: a level takes a bracket, and a key a colon."""
+    return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT
+
+
+def _may_hold_nul(text: str) -> bool:
+    """The same for NUL. In JSON text it can only stand as an escape, which few texts have."""
+    return "\\u0000" in text
+
+
 def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
@@ -154,10 +173,8 @@ def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None
             _check(item, _join(path, key), depth + 1)
 
 
-def _check_nul(value: Any, text: str, path: str = "") -> None:
-    """Checks that no string of a value holds NUL. In JSON text it can only stand as an escape, which few texts have."""
-    if "\\u0000" not in text:
-        return
+def _check_nul(value: Any, path: str) -> None:
+    """Checks that no string of a value holds NUL."""
     if isinstance(value, str) and "\x00" in value:
         raise _WrongValueError(path, "must not contain NUL")
     if isinstance(value, dict) and any("\x00" in key for key in value):
@@ -166,7 +183,7 @@ def _check_nul(value: Any, text: str, path: str = "") -> None:
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
-        _check_nul(item, text, _join(path, key))
+        _check_nul(item, _join(path, key))
 
 
 def _check_object(value: Any, path: str, depth: int) -> None:

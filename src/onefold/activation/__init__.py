@@ -1,0 +1,1 @@
+"""When a visitor becomes an unknown profile."""
