@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Final
 
@@ -152,6 +153,9 @@ async def serve(
         await batcher.start()
         await server.start()
         watch = asyncio.create_task(_watch_health(servicer, database, doorbell, ["", *names]))
+        # What the start has made stays for good. To look through it again and again took a tenth of a batch's time.
+        gc.collect()
+        gc.freeze()
         on_ready(f"{settings.host}:{port}")
         await stop.wait()
 
