@@ -55,6 +55,11 @@ class ProjectSettings:
     # An unknown profile needs the visitor's consent (U8).
     require_consent: bool = False
 
+    @property
+    def watches_visitors(self) -> bool:
+        """Whether workers look at what visitors do. A project that associates no events makes no profile of them."""
+        return self.server_side_activation and self.event_merging_enabled
+
 
 @dataclass(frozen=True, slots=True)
 class Project:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Final
 
@@ -10,6 +11,8 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from onefold.activation.service import ActivationService
+from onefold.activity.service import ActivityCalls
 from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
@@ -21,15 +24,19 @@ from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.merges.learning import learn_who
 from onefold.merges.service import MergeCalls
 from onefold.ports import cannot_listen, require_free
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
-from onefold.rpc.boundary import Boundary, required_scopes
+from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
+from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
+    activation_service_pb2,
+    activation_service_pb2_grpc,
     devices_service_pb2,
     devices_service_pb2_grpc,
     events_service_pb2,
@@ -47,12 +54,22 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
     """The whole IdentityService: profiles, merging, forgetting."""
 
     def __init__(self, database: Database, doorbell: Doorbell) -> None:
-        IdentityService.__init__(self, database, doorbell)
+        IdentityService.__init__(self, database, doorbell, learn_who)
         MergeCalls.__init__(self, database, doorbell)
         ForgetCalls.__init__(self, database, doorbell)
 
 
+class Events(EventsService, ActivityCalls, TriggerCalls):
+    """The whole EventsService: events, the activity log, triggers."""
+
+    def __init__(self, database: Database, batcher: Batcher, *, stream_batches: int) -> None:
+        EventsService.__init__(self, database, batcher, stream_batches=stream_batches)
+        ActivityCalls.__init__(self, database)
+        TriggerCalls.__init__(self, database)
+
+
 FILES: Final = [
+    activation_service_pb2.DESCRIPTOR,
     devices_service_pb2.DESCRIPTOR,
     events_service_pb2.DESCRIPTOR,
     identity_service_pb2.DESCRIPTOR,
@@ -62,6 +79,8 @@ _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
+    # Of headers a little larger gRPC would refuse some and take others.
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
     # Long-lived clients find new servers.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
@@ -100,15 +119,27 @@ async def serve(
             secret.get_secret_value().encode() if secret else await database.read(forget_secret),
             frozenset(refused.casefold() for refused in settings.refused_ids),
         )
-        boundary = Boundary(authenticator, required_scopes(FILES))
+        bounds = Bounds(
+            settings.concurrent_calls,
+            settings.concurrent_streams,
+            settings.stream_write_seconds,
+            settings.stream_key_check_seconds,
+        )
+        boundary = Boundary(authenticator, required_scopes(FILES), bounds)
         server = grpc.aio.server(
             interceptors=[boundary],
             options=[*_OPTIONS, ("grpc.so_reuseport", int(shared_port))],
-            maximum_concurrent_rpcs=settings.concurrent_calls,
+            # Far more than the boundary takes, which says why it refuses one: this is for what passes it by.
+            maximum_concurrent_rpcs=2 * (settings.concurrent_calls + settings.concurrent_streams),
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(
+            Events(database, batcher, stream_batches=settings.server_connections // 2), server
+        )
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
+        activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(
+            ActivationService(database, doorbell), server
+        )
         projects_service_pb2_grpc.add_ProjectsServiceServicer_to_server(
             ProjectsService(database, authenticator), server
         )
@@ -122,6 +153,9 @@ async def serve(
         await batcher.start()
         await server.start()
         watch = asyncio.create_task(_watch_health(servicer, database, doorbell, ["", *names]))
+        # What the start has made stays for good. To look through it again and again took a tenth of a batch's time.
+        gc.collect()
+        gc.freeze()
         on_ready(f"{settings.host}:{port}")
         await stop.wait()
 

@@ -1,6 +1,6 @@
 """The worker, from its first line to its last.
 
-arq brings the bells that servers ring. Beside it one loop, the sweep, looks in PostgreSQL for intents whose bell was
+arq brings the bells that servers ring. Beside it a loop, the sweep, looks in PostgreSQL for intents whose bell was
 lost and rings it again, or, while Redis is away, works on them itself: Redis may be flushed, stopped or replaced at any
 moment.
 """
@@ -43,6 +43,7 @@ _log = structlog.get_logger()
 _JOB_SECONDS: Final = 2 * STRETCH_SECONDS
 _POLL_SECONDS: Final = 0.1
 _SWEEP_INTENTS: Final = 500
+_ACTIVATION_SECONDS: Final = 0.2
 _LONGEST_BACKOFF_SECONDS: Final = 10.0
 
 
@@ -61,6 +62,7 @@ async def work(settings: Settings, *, on_ready: Callable[[], None], stop: asynci
         tasks = [
             asyncio.create_task(supervise_arq(settings, database), name="arq"),
             asyncio.create_task(_sweep_forever(settings, database), name="sweep"),
+            asyncio.create_task(_activate_forever(settings, database), name="activation"),
             asyncio.create_task(_retain_forever(settings, database), name="retention"),
         ]
         on_ready()
@@ -194,6 +196,19 @@ async def _work_without_redis(settings: Settings, database: Database, due: list[
     async with asyncio.TaskGroup() as group:
         for intent in due:
             group.create_task(one(intent))
+
+
+async def _activate_forever(settings: Settings, database: Database) -> None:
+    """Looks several times a second for visitors to be looked at: events that leave notes come all the time, and to
+    ring for each would cost the servers more than this costs here."""
+    while True:
+        try:
+            due = await database.read(lambda connection: intents.due_activations(connection, _SWEEP_INTENTS))
+        except OnefoldError as error:
+            _log.warning("activation could not look", reason=str(error.reason))
+            due = []
+        await _work_without_redis(settings, database, due)
+        await asyncio.sleep(_ACTIVATION_SECONDS)
 
 
 async def _retain_forever(settings: Settings, database: Database) -> None:

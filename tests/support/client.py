@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
+from onefold.v1.activation_service_pb2_grpc import ActivationServiceStub
 from onefold.v1.devices_service_pb2_grpc import DevicesServiceStub
 from onefold.v1.event_pb2 import Event, NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest
@@ -22,6 +23,7 @@ from onefold.v1.projects_service_pb2_grpc import ProjectsServiceStub
 
 if TYPE_CHECKING:
     # Types only: at run time one class serves both kinds of channel.
+    from onefold.v1.activation_service_pb2_grpc import ActivationServiceAsyncStub
     from onefold.v1.devices_service_pb2_grpc import DevicesServiceAsyncStub
     from onefold.v1.events_service_pb2_grpc import EventsServiceAsyncStub
     from onefold.v1.identity_service_pb2_grpc import IdentityServiceAsyncStub
@@ -51,6 +53,7 @@ class Client:
     events: EventsServiceAsyncStub = field(init=False)
     devices: DevicesServiceAsyncStub = field(init=False)
     projects: ProjectsServiceAsyncStub = field(init=False)
+    activation: ActivationServiceAsyncStub = field(init=False)
 
     def __post_init__(self) -> None:
         keyed: Any = _KeyedChannel(self.channel, self.key)
@@ -58,6 +61,7 @@ class Client:
         self.events = EventsServiceStub(keyed)
         self.devices = DevicesServiceStub(keyed)
         self.projects = ProjectsServiceStub(keyed)
+        self.activation = ActivationServiceStub(keyed)
 
     async def track(self, **event: Any) -> Any:
         """Tracks one event; returns its TrackResult."""
@@ -91,9 +95,17 @@ class _KeyedChannel:
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._channel.unary_unary(*args, **kwargs)
+        return self._keyed(self._channel.unary_unary(*args, **kwargs))
 
-        def keyed(request: Any, *, timeout: float | None = None, metadata: Any = ()) -> Any:
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._keyed(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._keyed(self._channel.stream_stream(*args, **kwargs))
+
+    def _keyed(self, call: Any) -> Any:
+        def keyed(request: Any = None, *, timeout: float | None = None, metadata: Any = ()) -> Any:
+            # Of a call that sends a stream: its messages, or None to write them one by one.
             return call(request, timeout=timeout, metadata=(*self._metadata, *metadata))
 
         return keyed
@@ -114,6 +126,12 @@ def timestamp(moment: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(moment)
     return message
+
+
+def first_answer(call: Any) -> Awaitable[Any]:
+    """The answer of a call; of one that answers with a stream, the first."""
+    answer: Awaitable[Any] = call if isinstance(call, Awaitable) else call.read()
+    return answer
 
 
 async def failure(call: Awaitable[object]) -> Failure:

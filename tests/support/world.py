@@ -17,15 +17,18 @@ from onefold.workflows.run import CHUNKS, Ran, run_intent
 # Every column that holds a moment, by table. Time passes by moving all of them back: to the service that is the same as
 # the database's clock moving on, and no production code needs a switch for it.
 _MOMENTS = {
-    "profiles": ["signup_time", "profile_update_time", "create_time", "update_time"],
+    "projects": ["create_time", "update_time"],
+    "profiles": ["signup_time", "profile_update_time", "create_time", "update_time", "cart_event_time"],
     "identifiers": ["link_time", "grace_end_time", "redirect_end_time"],
     "events": ["event_time", "receive_time"],
     "anonymous_events": ["event_time", "receive_time"],
+    "invite_events": ["event_time", "receive_time"],
     "event_ids": ["receive_time"],
     "merges": [
         "create_time",
         "settle_time",
         "undo_time",
+        "source_create_time",
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
@@ -35,7 +38,34 @@ _MOMENTS = {
     "token_disables": ["create_time", "finish_time"],
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],
     "requests": ["create_time"],
+    "triggers": ["event_time", "create_time"],
+    "criteria": ["create_time", "update_time"],
+    "consents": ["consent_time", "withdraw_time", "record_time"],
+    "activation_visitors": ["oldest_event_time", "counted_time", "active_day"],
+    "activation_notes": ["create_time"],
+    "activities": ["activity_time"],
 }
+
+# Notes of visitors' events hold the keys of those.
+_NOTED = """
+UPDATE activation_notes
+SET event_times = ARRAY(
+    SELECT each.event_time - $2::interval
+    FROM unnest(event_times) WITH ORDINALITY AS each (event_time, position)
+    ORDER BY each.position
+)
+WHERE project_id = $1
+"""
+# An undo restores the moment of the source's signup, by which its unknownSession event is found.
+_SIGNUPS_TO_RESTORE = """
+UPDATE merges
+SET snapshot = replace(
+    snapshot::text,
+    snapshot #>> '{source,signup_time}',
+    to_char((snapshot #>> '{source,signup_time}')::timestamptz - $2::interval, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+)::json
+WHERE project_id = $1 AND snapshot IS NOT NULL
+"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,8 @@ class World:
             for table, columns in _MOMENTS.items():
                 changes = ", ".join(f"{column} = {column} - $2::interval" for column in columns)
                 await connection.execute(f"UPDATE {table} SET {changes} WHERE project_id = $1", project_id, by)
+            await connection.execute(_NOTED, project_id, by)
+            await connection.execute(_SIGNUPS_TO_RESTORE, project_id, by)
 
         await self.database.transact(work)
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import grpc
 import orjson
 
+from onefold.activity import store as activity
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
@@ -230,6 +231,9 @@ async def _register_copy(
         await store.renew_copy(connection, project.project_id, profile_id, registration.token)
     else:
         await store.put_copy(connection, project.project_id, profile_id, registration.token, copy)
+        await activity.note_registered(
+            connection, project.project_id, profile_id, registration.token, registration.platform
+        )
     return outcome, disable
 
 
@@ -244,6 +248,8 @@ async def _disable_copy(
         raise _device_not_found()
     # An operation also on a copy that is off: the newest one decides when profiles are merged.
     await store.disable_copy(connection, project.project_id, profile_id, token)
+    if stored.endpoint_enabled:
+        await activity.note_disabled(connection, project.project_id, profile_id, token, stored.platform)
     return devices_service_pb2.DisableDeviceResponse(
         outcome=to_outcome(Outcome.UPDATED if stored.endpoint_enabled else Outcome.UNCHANGED)
     )
@@ -264,6 +270,7 @@ async def _add_disable(connection: Connection, project: Project, token: str) -> 
     """Switches every copy of a token off at commit, and leaves the writing of the copies to a worker. The token must be
     locked exclusively."""
     row = await store.add_disable(connection, project.project_id, token)
+    await activity.note_disabled_for_all(connection, project.project_id, token)
     await intents.add(connection, _intent(project, row.disable_id))
     disable = _to_disable(row, stuck=False)
     # Answers are stored with the profiles that they name, and forgotten with these. This one need not name any: so the

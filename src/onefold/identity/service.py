@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import grpc
 
 from onefold.callers import IdentifierType, Project, caller
+from onefold.db.errors import LostRaceError
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, invalid
 from onefold.identity import store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
+    fill_profile,
+    fill_profile_write,
     read_anonymous_id,
     read_data_format,
     read_identifiers,
@@ -21,10 +27,12 @@ from onefold.identity.messages import (
     to_profile_write,
 )
 from onefold.identity.people import Written, profile_not_found, rename, write_profile
+from onefold.identity.reader import ProfileReader
 from onefold.identity.rules import (
     Call,
     IdentifierKind,
     Named,
+    Outcome,
     SignupSource,
     email_problem,
     fold_ascii,
@@ -43,14 +51,18 @@ from onefold.rpc.status import to_item_error
 from onefold.v1 import identity_service_pb2, identity_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# Makes the unknown profile that an anonymous_id stands for the named person's, and gives the ledger's entry.
+LearnWho: TypeAlias = Callable[[Connection, Project, Named, Call, str, str], Awaitable[UUID | None]]
 
 
 class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
     """Keeps one profile per person."""
 
-    def __init__(self, database: Database, doorbell: Doorbell) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell, learn_who: LearnWho) -> None:
         self._database = database
         self._doorbell = doorbell
+        self._learn_who = learn_who
+        self._reader = ProfileReader(database)
 
     async def UpdateProfile(
         self, request: identity_service_pb2.UpdateProfileRequest, context: Context
@@ -62,11 +74,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         fields = _read_fields(checker, request)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
-        call = Call(
-            SignupSource.PROFILE_UPDATE,
-            prefer_user_id=request.prefer_user_id,
-            update_existing_only=request.update_existing_only,
-        )
+        call = _update_call(request.prefer_user_id, request.update_existing_only)
 
         async def work(connection: Connection) -> identity_service_pb2.UpdateProfileResponse:
             written = await write_profile(
@@ -102,21 +110,16 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             case "profile_id":
                 profile_id = checker.uuid("profile_id", request.profile_id)
                 checker.raise_if_wrong()
-                profile = await self._database.read(
-                    lambda connection: store.get_profile(connection, project.project_id, profile_id)
-                )
+                profile = await self._reader.by_id(project, profile_id)
             case _:
                 named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
                 checker.raise_if_wrong()
-                profile, holder_count = await self._database.read(
-                    lambda connection: store.find_profile(connection, project, named)
-                )
+                profile, holder_count = await self._reader.by_name(project, named)
         if profile is None:
             raise profile_not_found()
-        return identity_service_pb2.GetProfileResponse(
-            profile=to_profile(profile, as_json=as_json),
-            user_id_holder_count=holder_count if holder_count > 1 else 0,
-        )
+        answer = identity_service_pb2.GetProfileResponse(user_id_holder_count=holder_count if holder_count > 1 else 0)
+        fill_profile(answer.profile, profile, as_json=as_json)
+        return answer
 
     async def BatchGetProfiles(
         self, request: identity_service_pb2.BatchGetProfilesRequest, context: Context
@@ -170,7 +173,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 if isinstance(result, OnefoldError):
                     answer.results.add(error=to_item_error(result))
                 else:
-                    answer.results.add(profile=to_profile_write(result))
+                    fill_profile_write(answer.results.add().profile, result)
             return answer
 
         answer, _ = await write_once(
@@ -275,6 +278,9 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         )
 
         async def work(connection: Connection) -> identity_service_pb2.IdentifyResponse:
+            learned = None
+            if project.settings.event_merging_enabled:
+                learned = await self._learn_who(connection, project, named, call, anonymous_id, key_id)
             written = await write_profile(
                 connection,
                 project,
@@ -283,7 +289,9 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 data_fields=fields,
                 merge_nested_objects=request.merge_nested_objects,
             )
-            link = await _link(connection, project, anonymous_id, written, key_id)
+            if learned is not None and written.outcome is Outcome.UNCHANGED:
+                written = written._replace(outcome=Outcome.UPDATED)
+            link = await _link(connection, project, anonymous_id, written, key_id, learned)
             return identity_service_pb2.IdentifyResponse(profile=to_profile_write(written), link=link)
 
         answer, replayed = await write_once(
@@ -306,12 +314,13 @@ def _read_person(project: Project, person: identity_service_pb2.PersonName) -> N
 
 def _read_update(checker: Checker, project: Project, item: identity_service_pb2.ProfileUpdate) -> Update:
     named = read_identifiers(checker, project, item.identifiers, long_user_id=item.prefer_user_id)
-    call = Call(
-        SignupSource.PROFILE_UPDATE,
-        prefer_user_id=item.prefer_user_id,
-        update_existing_only=item.update_existing_only,
-    )
+    call = _update_call(item.prefer_user_id, item.update_existing_only)
     return Update(named, call, _read_fields(checker, item), item.merge_nested_objects)
+
+
+@cache
+def _update_call(prefer_user_id: bool, update_existing_only: bool) -> Call:
+    return Call(SignupSource.PROFILE_UPDATE, prefer_user_id=prefer_user_id, update_existing_only=update_existing_only)
 
 
 def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate) -> Update | OnefoldError:
@@ -321,7 +330,7 @@ def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate
 
 
 async def _link(
-    connection: Connection, project: Project, anonymous_id: str, written: Written, key_id: str
+    connection: Connection, project: Project, anonymous_id: str, written: Written, key_id: str, learned: UUID | None
 ) -> identity_service_pb2.Link:
     if written.person is None or written.person.profile_id is None:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_SKIPPED)
@@ -335,6 +344,12 @@ async def _link(
         await intents.add(connection, _intent(project, str(link.merge_id)))
     elif link.profile_id == written.person.profile_id:
         outcome = identity_service_pb2.LINK_OUTCOME_ALREADY_LINKED
+        if learned is not None:
+            # To the caller this is when the visitor's history became the person's, and what undoing takes back.
+            outcome, link = identity_service_pb2.LINK_OUTCOME_LINKED, replace(link, merge_id=learned)
+    elif await store.find_unknown_holder(connection, project.project_id, anonymous_id) is not None:
+        # A worker has just linked it to an unknown profile; from the start again, that is learned.
+        raise LostRaceError
     else:
         # Whose it is, and since when, is another person's data.
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_REFUSED_LINKED_ELSEWHERE)

@@ -15,6 +15,18 @@ WHERE
 ORDER BY due_time
 LIMIT :count::integer;
 
+-- name: due_activations
+-- The same for visitors to be looked at, which is asked several times a second: there is an index of these alone.
+SELECT project_id, intent_id, kind, attempt_count
+FROM intents
+WHERE
+    kind = 'ACTIVATE'
+    AND due_time <= now()
+    AND stuck_time IS NULL
+    AND (lease_end_time IS NULL OR lease_end_time <= now())
+ORDER BY due_time
+LIMIT :count::integer;
+
 -- name: take_lease
 -- Makes this worker the only one that may write for the intent. Of two that try together, the second finds no row. The
 -- attempt is counted now, so that an intent that kills its workers is given up too.

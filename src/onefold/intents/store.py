@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
-from onefold.db.queries import Connection, Queries
+from onefold.db.queries import Connection, Queries, Record
 from onefold.intents.rules import LEASE, IntentKind, gives_up, retry_delay
 
 queries: Final = Queries("onefold.intents")
@@ -46,7 +46,12 @@ async def add(connection: Connection, intent: Intent) -> None:
 async def due(connection: Connection, count: int) -> list[Intent]:
     """At most `count` intents that nobody works on and that should be worked on now, the longest due first."""
     rows = await queries.due_intents.fetch(connection, kinds=list(IntentKind), count=count)
-    return [Intent(row["project_id"], row["intent_id"], IntentKind(row["kind"]), row["attempt_count"]) for row in rows]
+    return [_intent(row) for row in rows]
+
+
+async def due_activations(connection: Connection, count: int) -> list[Intent]:
+    """The same, of intents to look at visitors alone."""
+    return [_intent(row) for row in await queries.due_activations.fetch(connection, count=count)]
 
 
 async def take(connection: Connection, project_id: str, intent_id: UUID) -> Lease | None:
@@ -147,6 +152,10 @@ async def retry(connection: Connection, project_id: str | None, intent_ids: Sequ
     return await queries.retry_intents.execute(
         connection, project_id=project_id, intent_ids=list(intent_ids) if intent_ids is not None else None
     )
+
+
+def _intent(row: Record) -> Intent:
+    return Intent(row["project_id"], row["intent_id"], IntentKind(row["kind"]), row["attempt_count"])
 
 
 def _of(lease: Lease) -> dict[str, object]:

@@ -11,7 +11,8 @@ SELECT
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 FROM profiles
 WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
 ORDER BY profile_id
@@ -147,6 +148,44 @@ SELECT
 FROM unnest(:kinds::smallint [], :values::text [], :exclusive::boolean []) AS old (kind, value, exclusive)
 ON CONFLICT DO NOTHING;
 
+-- name: tell_session
+-- The unknownSession event of an unknown profile: made at the moment of its signup, under its id. It lies with the profile,
+-- or where a merge had brought it and whence it is still on its way. Found by its key in each of these, never by a scan.
+UPDATE events
+SET
+    data = CASE
+        WHEN :was_known::boolean THEN (events.data::jsonb || '{"isUnknownUser": false}')::json
+        ELSE (events.data::jsonb - 'isUnknownUser')::json
+    END
+WHERE
+    events.project_id = :project_id
+    AND events.profile_id = ANY(
+        ARRAY[:source_id::uuid] || ARRAY(
+            SELECT moves.container_profile_id
+            FROM moves
+            WHERE
+                moves.project_id = :project_id
+                AND moves.owner_profile_id = :owner_id
+                AND moves.container_profile_id IS NOT NULL
+        )
+    )
+    AND events.event_time = :event_time
+    AND events.event_id = :event_id
+    AND events.name = 'unknownSession';
+
+-- name: follow_visitor
+-- A merge that told who a visitor is was undone: the ids that a worker had linked follow the visitor again.
+UPDATE identifiers
+SET grace_end_time = now() + :open_link::interval
+FROM merges
+WHERE
+    identifiers.project_id = :project_id
+    AND identifiers.profile_id = :profile_id
+    AND identifiers.kind = 3
+    AND merges.project_id = :project_id
+    AND merges.merge_id = identifiers.merge_id
+    AND merges.key_id = '';
+
 -- name: own_identifier
 -- Makes an identifier that a merge left to a profile its own (the source filled a gap).
 UPDATE identifiers
@@ -165,6 +204,7 @@ SET
     user_id = :user_id,
     data_fields = :data_fields::json,
     is_unknown = :is_unknown,
+    cart_event_time = :cart_event_time,
     profile_update_time = now(),
     update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
@@ -182,7 +222,8 @@ INSERT INTO profiles (
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 )
 SELECT
     :project_id,
@@ -195,7 +236,8 @@ SELECT
     source.signup_time,
     source.profile_update_time,
     source.create_time,
-    now()
+    now(),
+    source.cart_event_time
 FROM
     json_to_record(:snapshot::json) AS source (
         profile_id uuid,
@@ -206,7 +248,8 @@ FROM
         signup_source smallint,
         signup_time timestamptz,
         profile_update_time timestamptz,
-        create_time timestamptz
+        create_time timestamptz,
+        cart_event_time timestamptz
     );
 
 -- name: add_merge
@@ -225,7 +268,9 @@ INSERT INTO merges (
     target_fields,
     merged_arrays,
     device_count,
-    settle_time
+    settle_time,
+    source_create_time,
+    source_signup_source
 )
 SELECT
     :project_id,
@@ -249,7 +294,9 @@ SELECT
     :target_fields::text [],
     :merged_arrays::text [],
     :device_count,
-    CASE WHEN :kind = 'CONVERSION' THEN now() END
+    CASE WHEN :kind = 'CONVERSION' THEN now() END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,create_time}')::timestamptz END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,signup_source}')::smallint END
 RETURNING merge_id;
 
 -- name: add_merge_move
@@ -459,7 +506,12 @@ VALUES (
 RETURNING move_id;
 
 -- name: free_anonymous_id
--- The id of an association that is undone may be linked anew.
+-- The id of an association that is undone may be linked anew. What its visitor has done is to be counted anew, too.
+WITH counted AS (
+    DELETE FROM activation_visitors
+    WHERE activation_visitors.project_id = :project_id AND activation_visitors.subject_id = :subject_id
+)
+
 DELETE FROM identifiers
 WHERE project_id = :project_id AND kind = 3 AND value = :anonymous_id AND merge_id = :merge_id;
 

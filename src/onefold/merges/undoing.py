@@ -94,7 +94,11 @@ def _check_age(row: MergeRow) -> None:
 
 async def _undo_association(connection: Connection, project: Project, row: MergeRow) -> list[Intent]:
     await store.queries.free_anonymous_id.execute(
-        connection, project_id=project.project_id, anonymous_id=row.anonymous_id, merge_id=row.merge_id
+        connection,
+        project_id=project.project_id,
+        subject_id=row.origin_ids[0],
+        anonymous_id=row.anonymous_id,
+        merge_id=row.merge_id,
     )
     return await _give_back(connection, project, row, owner_subject_id=row.origin_ids[0])
 
@@ -123,6 +127,9 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
                 connection, project_id=project_id, kind=kind, value=value, profile_id=target_id
             )
     fields = undo_fields(before["data_fields"], after["data_fields"], orjson.loads(target.data_fields))
+    cart_event_time = target.cart_event_time
+    if cart_event_time == _cart_event_time(after):
+        cart_event_time = _cart_event_time(before)
     await store.write_profile(
         connection,
         project_id,
@@ -131,6 +138,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         user_id,
         orjson.dumps(fields).decode(),
         is_unknown=target.is_unknown,
+        cart_event_time=cart_event_time,
     )
     await _claim_source(connection, project, source_id, source)
     await store.queries.restore_profile.execute(
@@ -145,7 +153,12 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         origin_ids=row.origin_ids,
     )
     await _return_devices(connection, row, project_id, snapshot["devices"])
-    return await _give_back(connection, project, row, owner_profile_id=source_id)
+    left = await _give_back(connection, project, row, owner_profile_id=source_id)
+    if source["is_unknown"]:
+        restored = (await store.lock_profiles(connection, project_id, [source_id]))[source_id]
+        await store.tell_session(connection, project_id, restored, source_id, was_known=False)
+        await store.follow_visitor(connection, project_id, source_id)
+    return left
 
 
 async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, undone: dict[str, Any]) -> None:
@@ -194,6 +207,8 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
             )
         claimed[kind.name.lower()] = kept
     await _claim_source(connection, project, profile_id, claimed)
+    # Whoever got a name of their own since is known.
+    is_unknown = before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"])
     await store.write_profile(
         connection,
         project_id,
@@ -201,9 +216,11 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
         email,
         user_id,
         profile.data_fields,
-        # Whoever got a name of their own since is known.
-        is_unknown=before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"]),
+        is_unknown=is_unknown,
+        cart_event_time=profile.cart_event_time,
     )
+    if is_unknown:
+        await store.follow_visitor(connection, project_id, profile_id)
     return []
 
 
@@ -243,6 +260,12 @@ async def _take_back_redirects(
         project_id=project_id,
         target_id=target_id,
     )
+
+
+def _cart_event_time(snapshot: dict[str, Any]) -> datetime | None:
+    """The event that a cart stood as of; one that was written before there were carts has none."""
+    text = snapshot.get("cart_event_time")
+    return datetime.fromisoformat(text) if text is not None else None
 
 
 def _names(source: dict[str, Any]) -> list[tuple[IdentifierKind, str]]:

@@ -445,14 +445,18 @@ class Link(_message.Message):
     outcome: Global___LinkOutcome.ValueType
     """What became of the anonymous_id."""
     merge_id: _builtins.str
-    """The entry in the merge ledger, for LINKED and ALREADY_LINKED."""
+    """The entry in the merge ledger, for LINKED and ALREADY_LINKED: of the link, or, where an unknown profile became the
+    person's, of that merge.
+    """
     @_builtins.property
     def link_time(self) -> _timestamp_pb2.Timestamp:
         """When it was linked, for LINKED and ALREADY_LINKED."""
 
     @_builtins.property
     def grace_end_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when arriving events of the id are the person's too: 5 minutes after link_time."""
+        """Until when arriving events of the id are the person's too: 5 minutes after link_time. Decades ahead for an id that a
+        worker linked to an unknown profile: its events follow the visitor until it is known who it is.
+        """
 
     def __init__(
         self,

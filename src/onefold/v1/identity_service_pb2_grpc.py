@@ -176,6 +176,9 @@ class IdentityServiceServicer(object):
         one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
         the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
+        An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+        person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
+
         Reasons: as for UpdateProfile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -271,10 +274,10 @@ class IdentityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetProfile(self, request, context):
-        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-        has is blocked all the same.
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+        ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+        UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+        Idempotent. An identifier that nobody has is blocked all the same.
 
         EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
         """

@@ -68,6 +68,9 @@ class IdentityServiceStub:
     one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
     the same. Linking again neither extends the 5 minutes nor sweeps in later events.
 
+    An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+    person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
+
     Reasons: as for UpdateProfile.
     """
     BatchUpdateProfiles: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.BatchUpdateProfilesRequest, _identity_service_pb2.BatchUpdateProfilesResponse]
@@ -121,10 +124,10 @@ class IdentityServiceStub:
     MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
     """
     ForgetProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]
-    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-    has is blocked all the same.
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+    ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+    UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+    Idempotent. An identifier that nobody has is blocked all the same.
 
     EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
     """
@@ -177,6 +180,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     as the person's. A worker moves them afterwards; no read depends on how far it is. An anonymous_id is single-use:
     one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
     the same. Linking again neither extends the 5 minutes nor sweeps in later events.
+
+    An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+    person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
 
     Reasons: as for UpdateProfile.
     """
@@ -231,10 +237,10 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
     """
     ForgetProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]  # type: ignore[assignment]
-    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-    has is blocked all the same.
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+    ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+    UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+    Idempotent. An identifier that nobody has is blocked all the same.
 
     EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
     """
@@ -308,6 +314,9 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         as the person's. A worker moves them afterwards; no read depends on how far it is. An anonymous_id is single-use:
         one that is another person's stays theirs, the outcome says so without naming them, and the profile is written all
         the same. Linking again neither extends the 5 minutes nor sweeps in later events.
+
+        An anonymous_id that stands for an unknown profile tells who that visitor is: the unknown profile is merged into the
+        person, as by MergeProfiles, or renamed in place to the person if nobody is there; the outcome is LINKED.
 
         Reasons: as for UpdateProfile.
         """
@@ -422,10 +431,10 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.ForgetProfileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.ForgetProfileResponse, _abc.Awaitable[_identity_service_pb2.ForgetProfileResponse]]:
-        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-        has is blocked all the same.
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+        ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+        UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+        Idempotent. An identifier that nobody has is blocked all the same.
 
         EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
         """

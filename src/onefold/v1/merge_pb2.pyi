@@ -30,7 +30,7 @@ class _MergeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MergeKind.V
     MERGE_KIND_UNSPECIFIED: _MergeKind.ValueType  # 0
     """Never sent."""
     MERGE_KIND_ASSOCIATION: _MergeKind.ValueType  # 1
-    """An anonymous_id's events were associated with a person, by Identify."""
+    """An anonymous_id's events were associated with a person, by Identify, or with an unknown profile, by a worker."""
     MERGE_KIND_PROFILE: _MergeKind.ValueType  # 2
     """A profile was merged into another one, by MergeProfiles."""
     MERGE_KIND_CONVERSION: _MergeKind.ValueType  # 3
@@ -42,7 +42,7 @@ class MergeKind(_MergeKind, metaclass=_MergeKindEnumTypeWrapper):
 MERGE_KIND_UNSPECIFIED: MergeKind.ValueType  # 0
 """Never sent."""
 MERGE_KIND_ASSOCIATION: MergeKind.ValueType  # 1
-"""An anonymous_id's events were associated with a person, by Identify."""
+"""An anonymous_id's events were associated with a person, by Identify, or with an unknown profile, by a worker."""
 MERGE_KIND_PROFILE: MergeKind.ValueType  # 2
 """A profile was merged into another one, by MergeProfiles."""
 MERGE_KIND_CONVERSION: MergeKind.ValueType  # 3
@@ -113,7 +113,7 @@ class Merge(_message.Message):
     target_profile_id: _builtins.str
     """The profile that everything went to."""
     key_id: _builtins.str
-    """The key_id of the API key by which it was asked for."""
+    """The key_id of the API key by which it was asked for; empty for what a worker did by itself (server_side_activation)."""
     event_count: _builtins.int
     """How many events were moved so far, and arrived later as part of it."""
     device_count: _builtins.int

@@ -67,6 +67,8 @@ class _SignupSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignupSo
     """Track or BatchTrack."""
     SIGNUP_SOURCE_DEVICE: _SignupSource.ValueType  # 4
     """RegisterDevice or RegisterBrowserToken."""
+    SIGNUP_SOURCE_ACTIVATION: _SignupSource.ValueType  # 5
+    """CreateUnknownProfile, or a worker in a project with server_side_activation: it was made for a visitor."""
 
 class SignupSource(_SignupSource, metaclass=_SignupSourceEnumTypeWrapper):
     """Which call made the profile."""
@@ -81,6 +83,8 @@ SIGNUP_SOURCE_EVENT: SignupSource.ValueType  # 3
 """Track or BatchTrack."""
 SIGNUP_SOURCE_DEVICE: SignupSource.ValueType  # 4
 """RegisterDevice or RegisterBrowserToken."""
+SIGNUP_SOURCE_ACTIVATION: SignupSource.ValueType  # 5
+"""CreateUnknownProfile, or a worker in a project with server_side_activation: it was made for a visitor."""
 Global___SignupSource: _TypeAlias = SignupSource  # noqa: Y015
 
 @_typing.final

@@ -24,6 +24,7 @@ from onefold.errors import OnefoldError
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Lease, LeaseLostError
+from onefold.workflows.activating import activate_chunk, review_chunk
 from onefold.workflows.disabling import disable_chunk
 from onefold.workflows.moving import move_chunk
 
@@ -41,7 +42,10 @@ class Chunk(Protocol):
 
 CHUNKS: Final[Mapping[IntentKind, Chunk]] = {
     IntentKind.MOVE: move_chunk,
+    IntentKind.ERASE_INVITES: move_chunk,
     IntentKind.DISABLE: disable_chunk,
+    IntentKind.ACTIVATE: activate_chunk,
+    IntentKind.REVIEW: review_chunk,
 }
 
 
