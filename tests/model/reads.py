@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -35,18 +35,21 @@ class Reads:
     anonymous_ids: list[str]
     tokens: list[str]
     turn: int = 0
+    # The anonymous ids that anything was told of, "" for what was told of a person.
+    used: set[str] = field(default_factory=set)
 
     async def compare(self) -> None:
-        """All reads at once."""
-        live = self.model.live()
+        """All reads at once; for what nothing was ever told of, there is nothing to read."""
+        model, live = self.model, self.model.live()
+        self.used |= {event.anonymous_id for event in model.events} | {merge.anonymous_id for merge in model.merges}
         await asyncio.gather(
             self._everybody(),
             self._one_name(),
-            *map(self._timeline, live),
-            *map(self._timeline, self.anonymous_ids),
+            *(self._timeline(person) for person in live if self.used),
+            *(self._timeline(anonymous_id) for anonymous_id in self.used & {*self.anonymous_ids}),
             # The devices of one person after the other; the holders tell of them all.
-            *(self._devices(person) for person in live[self.turn % max(len(live), 1) :][:1]),
-            *(self._holders(token) for token in self.tokens if self.model.operation),
+            *(self._devices(person) for person in live[self.turn % max(len(live), 1) :][:1] if model.operation),
+            *(self._holders(token) for token in self.tokens if model.operation),
         )
 
     async def _everybody(self) -> None:
