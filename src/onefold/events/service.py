@@ -98,7 +98,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
                 if isinstance(result, OnefoldError):
                     answer.results.add(error=to_item_error(result))
                 else:
-                    answer.results.add(result=to_track_result(result))
+                    answer.results.add(result=to_result(result))
             return answer
 
         answer, _ = await write_once(
@@ -221,11 +221,11 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
 
 def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
     if isinstance(result, OnefoldError):
-        raise within(result, "event.")
-    return events_service_pb2.TrackResponse(result=to_track_result(result))
+        raise _within(result, "event.")
+    return events_service_pb2.TrackResponse(result=to_result(result))
 
 
-def within(error: OnefoldError, prefix: str) -> OnefoldError:
+def _within(error: OnefoldError, prefix: str) -> OnefoldError:
     """The error of an item as that of a call: fields are named from the request on."""
     if not error.violations:
         return error
@@ -234,7 +234,7 @@ def within(error: OnefoldError, prefix: str) -> OnefoldError:
     )
 
 
-def to_track_result(accepted: Accepted) -> event_pb2.TrackResult:
+def to_result(accepted: Accepted) -> event_pb2.TrackResult:
     """What became of an event, as an answer has it."""
     return event_pb2.TrackResult(
         event_id=accepted.event_id,
