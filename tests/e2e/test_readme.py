@@ -65,7 +65,7 @@ def _assert_within(expected: Any, found: Any, path: str = "") -> None:
 
 
 def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
-    """A3 D3 I16 I18 I19 I20: the quick start, merging, undoing and forgetting work line by line, in the order shown."""
+    """A3 D3 I16 I18 I19 I20 U1 U3 U4 U5: every story of the README works line by line, in the order shown."""
     blocks = _blocks()
     functions = blocks[0][1].replace(".venv/bin/grpcurl", shlex.quote(str(Path(sys.executable).parent / "grpcurl")))
     shown = 0

@@ -251,6 +251,24 @@ async def test_what_arrived_while_it_was_off_counts(email_project: Client, world
     assert len(await unknown_profiles(world, email_project)) == 1
 
 
+async def test_a_visitor_with_a_long_history(email_project: Client, world: World) -> None:
+    """U2: of what a visitor did before a worker first looked the newest 1,000 events count, however many there are."""
+    await switch(email_project, server_side_activation=False)
+    for number, many in enumerate((999, 1_001)):
+        events = [NewEvent(anonymous_id=f"v{number}", name="Viewed") for _ in range(many - 1)]
+        await email_project.batch(events[:1_000])
+        await email_project.batch(events[1_000:])
+    await watched(email_project, world, named("Viewed", minMatch=1_000))
+    for number in range(2):
+        await view(email_project, f"v{number}")
+    await world.work_off(email_project.project_id)
+    linked = await world.value(
+        "SELECT value FROM identifiers WHERE project_id = $1 AND kind = 3", email_project.project_id
+    )
+    assert linked == "v1"
+    assert len(await unknown_profiles(world, email_project)) == 1
+
+
 async def test_a_crash_counts_nothing(email_project: Client, world: World) -> None:
     """U2, F4: a chunk that is rolled back leaves its notes, and the next one counts them once."""
     await watched(email_project, world, named("Viewed", minMatch=3))
