@@ -16,17 +16,21 @@ import grpc
 from onefold.embedded import EmbeddedError
 
 from .activating import activation_lag, activation_track_ratio
+from .activation import evaluating
 from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
+from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import batch_update, flatness
+from .profiles import get_profile_ratio
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
 from .starting import starting
+from .timeline import timeline
 
 # A run that takes longer is given up: what was measured until then is shown.
-_RUN_SECONDS: Final = 540.0
+_RUN_SECONDS: Final = 1_800.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,39 @@ MEASUREMENTS: Final = (
     Measurement(
         {"start_cold": Target("value", "at most", 8), "start_warm": Target("value", "at most", 3)}, alone=starting
     ),
+    Measurement(
+        {"evaluations": Target("value", "at least", 200), "evaluation_flatness": Target("ratio", "at most", 1.5)},
+        alone=evaluating,
+    ),
+    Measurement({"track_ratio": Target("ratio", "at least", 0.7)}, alone=track_ratio),
+    Measurement({"track_struct_ratio": Target("ratio", "at least", 0.6)}, alone=track_struct_ratio),
+    Measurement(
+        {
+            "batch_track_ratio": Target("ratio", "at least", 0.6),
+            "batch_track_struct_ratio": Target("ratio", "at least", 0.4),
+            "batch_track_ids_ratio": Target("ratio", "at least", 0.4),
+        },
+        alone=batch,
+    ),
+    Measurement({"scale": Target("ratio", "at least", 1)}, alone=scale),
+    Measurement(
+        {"ingest_memory": Target("value", "at most", 200), "ingest_memory_growth": Target("ratio", "at most", 1.1)},
+        alone=memory,
+    ),
+    Measurement({f"track_p{percent}": Target("value", "at most", 100) for percent in (50, 95, 99)}, alone=latency),
+    Measurement({"get_profile_ratio": Target("ratio", "at least", 0.6)}, alone=get_profile_ratio),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
     Measurement(
         {"relocation_ratio": Target("ratio", "at least", 0.75), "relocation_memory": Target("value", "at most", 200)},
         on_stage=relocation,
+    ),
+    Measurement(
+        {
+            "timeline_flatness": Target("ratio", "at most", 1.3),
+            "timeline_merge_flatness": Target("ratio", "at most", 3),
+        },
+        on_stage=timeline,
     ),
     Measurement({"disable_flatness": Target("ratio", "at most", 1.5)}, on_stage=disable_flatness),
     Measurement({"fanout_ratio": Target("ratio", "at least", 0.75)}, on_stage=fanout_ratio),

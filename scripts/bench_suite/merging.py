@@ -18,7 +18,7 @@ from onefold.v1.profile_pb2 import Identifiers
 
 from .client import Stage
 from .figure import Figure
-from .seed import EVENTS
+from .seed import EVENTS, person_events
 from .stage import PROJECT
 
 _FEW_EVENTS: Final = 10
@@ -28,18 +28,6 @@ _BATCH: Final = 1_000
 _BATCHES: Final = 12
 
 _numbers = itertools.count(1)
-
-# A person's own events, 20 days of them. data is about 100 bytes.
-_EVENTS = """
-INSERT INTO events (project_id, profile_id, event_time, event_id, receive_time, kind, name, data)
-SELECT
-    $1, $2, event_time, uuidv7()::text, event_time, 2, 'page viewed',
-    json_build_object('path', '/products/' || number % 5000, 'referrer', 'https://example.com/search', 'seconds', 12)
-FROM (
-    SELECT number, now() - interval '20 days' * (1 - number / $3::float8) AS event_time
-    FROM generate_series(1, $3::integer) AS number
-)
-"""
 
 # What somebody would write who knew that all of them are new and that nobody else writes.
 _BY_HAND = """
@@ -71,7 +59,7 @@ async def flatness(stage: Stage) -> list[Figure]:
                 metadata=stage.metadata,
             )
             if address == source:
-                await stage.database.execute(_EVENTS, PROJECT, answer.profile.profile_id, events, timeout=120)
+                await person_events(stage, answer.profile.profile_id, events)
         people[big] = (Identifiers(email=source), Identifiers(email=target))
     await stage.fresh("events")
     merges: dict[bool, list[float]] = {True: [], False: []}

@@ -31,6 +31,17 @@ FROM (
 )
 """
 
+# A person's own, likewise.
+_PERSON_EVENTS = """
+INSERT INTO events (project_id, profile_id, event_time, event_id, receive_time, kind, name, data)
+SELECT
+    $1, $2, event_time, uuidv7()::text, event_time, 2, 'page viewed',
+    json_build_object('path', '/products/' || number % 5000, 'referrer', 'https://example.com/search', 'seconds', 12)
+FROM (
+    SELECT number, now() - interval '20 days' * (1 - number / $3::float8) AS event_time
+    FROM generate_series(1, $3::integer) AS number
+)
+"""
 
 # Twenty thousand visitors with ten events each. A plan depends on the statistics, and a table that holds nobody but one
 # visitor has those of no service that is in use.
@@ -56,6 +67,11 @@ async def crowd(stage: Stage) -> None:
 async def visitor(stage: Stage, anonymous_id: str, events: int) -> None:
     """Makes a visitor with that many events."""
     await stage.database.execute(_EVENTS, PROJECT, subject_id(PROJECT, anonymous_id), anonymous_id, events)
+
+
+async def person_events(stage: Stage, profile_id: str, events: int) -> None:
+    """Gives a person that many events."""
+    await stage.database.execute(_PERSON_EVENTS, PROJECT, profile_id, events, timeout=300)
 
 
 async def big_visitors(stage: Stage, count: int) -> list[str]:

@@ -57,6 +57,9 @@ class Processes:
     address: str
     api_key: str
     worker_pid: int
+    server_pid: int
+    folder: Path
+    environment: Mapping[str, str]
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -89,21 +92,24 @@ def processes() -> Iterator[Processes]:
             "ONEFOLD_DATABASE_URL": postgres.url(),
             "ONEFOLD_REDIS_URL": valkey.url,
         }
-        worker, _ = stack.enter_context(_part(folder / "worker.log", ["work"], environment))
-        _, said = stack.enter_context(_part(folder / "server.log", ["serve", "--port", "0"], environment))
+        worker, _ = stack.enter_context(part(folder / "worker.log", ["work"], environment))
+        server, said = stack.enter_context(part(folder / "server.log", ["serve", "--port", "0"], environment))
         asyncio.run(_wait_for_partitions(postgres.url()))
         os.kill(worker.pid, signal.SIGSTOP)
-        yield Processes(postgres.url(), valkey.url, said.removeprefix("ready "), api_key, worker.pid)
+        address = said.removeprefix("ready ")
+        yield Processes(postgres.url(), valkey.url, address, api_key, worker.pid, server.pid, folder, environment)
 
 
 @contextmanager
-def _part(log: Path, arguments: list[str], environment: Mapping[str, str]) -> Iterator[tuple[process.Child, str]]:
-    """A process of onefold, once it is ready, and what it said then."""
+def part(
+    log: Path, arguments: list[str], environment: Mapping[str, str], module: str = "onefold"
+) -> Iterator[tuple[process.Child, str]]:
+    """A process of onefold, or of a module that starts like it, once it is ready, and what it said then."""
     reader, ready_fd = os.pipe2(os.O_CLOEXEC)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         child = process.spawn(
-            [sys.executable, "-m", "onefold", *arguments, "--ready-fd", str(ready_fd)],
+            [sys.executable, "-m", module, *arguments, "--ready-fd", str(ready_fd)],
             death_signal=signal.SIGKILL,  # a frozen process would never see a gentler one
             output=output,
             environment=environment,

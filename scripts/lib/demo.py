@@ -466,6 +466,120 @@ _SHARED_PHONE = Story(
     ),
 )
 
+_BROWSER_TOKEN = "sampleBrowserToken456"
+_TABLET = {
+    "token": "sampleToken789",
+    "platform": "PLATFORM_FCM",
+    "application_name": "Pizza Tracker",
+}
+
+
+def _sign_in(shows: str, who: str, profile: str, copy: str, disable: str = "") -> Step:
+    """An exclusive registration of the tablet; `disable` names the disable of the others' copies, if there are any."""
+    identifiers = {"email": f"{who}@example.com"}
+    written = {"profileId": uuid(who), "identifiers": identifiers, "outcome": f"WRITE_OUTCOME_{profile}"}
+    answer: dict[str, Any] = {"profile": written, "deviceOutcome": f"WRITE_OUTCOME_{copy}"}
+    if disable:
+        answer["disable"] = {
+            "disableId": uuid(disable),
+            "token": _TABLET["token"],
+            "state": "DISABLE_STATE_RUNNING",
+            "createTime": moment(f"{disable}, time"),
+        }
+    request = {"identifiers": identifiers, "device": _TABLET, "exclusive": True}
+    return Step(shows, "DevicesService/RegisterDevice", request, answer)
+
+
+def _on_tablet(shows: str, **enabled: bool) -> Step:
+    holders = [
+        {
+            "identifiers": {"email": f"{who}@example.com"},
+            "device": {
+                "token": _TABLET["token"],
+                "platform": "PLATFORM_FCM",
+                "applicationName": "Pizza Tracker",
+                "dataFields": {},
+                "endpointEnabled": on,
+                "createTime": moment(f"{who}'s first sign-in"),
+                "updateTime": moment(),
+                "profileId": uuid(who),
+            },
+        }
+        for who, on in enabled.items()
+    ]
+    return Step(shows, "DevicesService/ListTokenHolders", {"token": _TABLET["token"]}, {"holders": holders})
+
+
+_EXCLUSIVE = Story(
+    "exclusive",
+    "A tablet on which one signs in and the other is signed out by that",
+    (
+        _sign_in("Dan signs in. He is alone: nobody is to be switched off.", "dan", "CREATED", "CREATED"),
+        _sign_in("Eve signs in; the same call switches Dan's copy off.", "eve", "CREATED", "CREATED", "Eve's sign-in"),
+        _on_tablet("At once only Eve can be reached.", dan=False, eve=True),
+        Step(
+            "How far the work on the other copies is, is told as for any disable.",
+            "DevicesService/GetDisable",
+            {"disable_id": uuid("Eve's sign-in")},
+            {
+                "disable": {
+                    "disableId": uuid("Eve's sign-in"),
+                    "token": _TABLET["token"],
+                    "state": "DISABLE_STATE_DONE",
+                    "disabledCount": "1",
+                    "createTime": moment("Eve's sign-in, time"),
+                    "finishTime": moment(),
+                }
+            },
+            wait_while={"disable": {"state": "DISABLE_STATE_RUNNING"}},
+        ),
+        _sign_in("Dan is back.", "dan", "UNCHANGED", "UPDATED", "Dan's sign-in"),
+        _on_tablet("Now it is his again.", dan=True, eve=False),
+        Step(
+            "Eve goes on in a browser, which is registered by its own call.",
+            "DevicesService/RegisterBrowserToken",
+            {"identifiers": {"email": "eve@example.com"}, "browser_token": _BROWSER_TOKEN},
+            {
+                "profile": {
+                    "profileId": uuid("eve"),
+                    "identifiers": {"email": "eve@example.com"},
+                    "outcome": "WRITE_OUTCOME_UNCHANGED",
+                },
+                "deviceOutcome": "WRITE_OUTCOME_CREATED",
+            },
+        ),
+        Step(
+            "She has two devices, and is reached on one.",
+            "DevicesService/ListDevices",
+            {"identifiers": {"email": "eve@example.com"}},
+            {
+                "devices": [
+                    {
+                        "token": _BROWSER_TOKEN,
+                        "platform": "PLATFORM_WEB",
+                        "applicationName": "web",
+                        "dataFields": {},
+                        "endpointEnabled": True,
+                        "createTime": moment("browser registered"),
+                        "updateTime": moment("browser registered"),
+                        "profileId": uuid("eve"),
+                    },
+                    {
+                        "token": _TABLET["token"],
+                        "platform": "PLATFORM_FCM",
+                        "applicationName": "Pizza Tracker",
+                        "dataFields": {},
+                        "endpointEnabled": False,
+                        "createTime": moment("eve's first sign-in"),
+                        "updateTime": moment("Dan's sign-in, time"),
+                        "profileId": uuid("eve"),
+                    },
+                ]
+            },
+        ),
+    ),
+)
+
 _PHONE_WITHOUT_TOKEN = {name: value for name, value in _PHONE.items() if name != "token"}
 
 _ERRORS = Story(
@@ -566,7 +680,7 @@ _ERRORS = Story(
     ),
 )
 
-STORIES: Final = (_ANONYMOUS, _PLACEHOLDER, _NESTED_MERGE, _SHARED_PHONE, _ERRORS)
+STORIES: Final = (_ANONYMOUS, _PLACEHOLDER, _NESTED_MERGE, _SHARED_PHONE, _EXCLUSIVE, _ERRORS)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from onefold.config import Settings
+    from onefold.db.pool import Database
 
 T = TypeVar("T")
 
@@ -60,19 +63,29 @@ def dev(
 @main.command()
 @click.option("--host", help="Address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 50051; 0 takes any free port.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port. Default: 1.")
+@click.option("--shared-port", is_flag=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
-def serve(host: str | None, port: int | None, ready_fd: int | None) -> None:
+def serve(host: str | None, port: int | None, workers: int | None, shared_port: bool, ready_fd: int | None) -> None:
     """Run the gRPC server."""
     from onefold.logs import configure
-    from onefold.server import serve as run
 
     configure()
-    settings = _settings(host=host, port=port)
+    settings = _settings(host=host, port=port, server_processes=workers)
+    count = settings.server_processes
 
     def on_ready(address: str) -> None:
-        _say_ready(ready_fd, f"ready {address}")
+        several = ready_fd is None and count > 1
+        _say_ready(ready_fd, f"serving on {address} ({count} processes)" if several else f"ready {address}")
 
-    _run(lambda: run(settings, on_ready=on_ready))
+    if count > 1:
+        from onefold.processes import serve_processes
+
+        sys.exit(_plainly(lambda: serve_processes(settings, on_ready=on_ready)))
+
+    from onefold.server import serve as run
+
+    _run(lambda: run(settings, on_ready=on_ready, shared_port=shared_port))
 
 
 @main.command()
@@ -145,6 +158,63 @@ def key_create(project_id: str, scopes: tuple[str, ...], name: str) -> None:
     click.echo(_with_database(lambda database: create_key(database, project_id, wanted, name)))
 
 
+@main.group()
+def intents() -> None:
+    """Work that commits left to the workers."""
+
+
+@intents.command("list")
+@click.option("--project", "project_id", help="Only of this project.")
+@click.option("--stuck", "stuck_only", is_flag=True, help="Only those that the workers gave up.")
+@click.option(
+    "--limit", "count", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def intents_list(project_id: str | None, stuck_only: bool, count: int, as_json: bool) -> None:
+    """List open intents, the oldest first: state, attempts, and why the last one failed."""
+    from dataclasses import asdict
+
+    import orjson
+
+    from onefold.intents.store import ListedIntent, list_intents
+
+    def line(intent: ListedIntent) -> str:
+        if as_json:
+            return orjson.dumps(asdict(intent), default=str).decode()
+        return (
+            f"{intent.project_id:<20} {intent.intent_id} {intent.kind:<8} {intent.state:<8} "
+            f"{intent.attempt_count:>2} tries  since {intent.create_time:%Y-%m-%d %H:%M:%S}  {intent.last_error or ''}"
+        ).rstrip()
+
+    async def act(database: Database) -> str:
+        listed = await database.read(
+            lambda connection: list_intents(connection, project_id, stuck_only=stuck_only, count=count)
+        )
+        return "\n".join(map(line, listed))
+
+    text = _with_database(act)
+    if text or not as_json:
+        click.echo(text or "nothing to do")
+
+
+@intents.command("retry")
+@click.argument("intent_ids", nargs=-1, type=click.UUID)
+@click.option("--project", "project_id", help="Only of this project.")
+@click.option("--all", "everything", is_flag=True, help="All that are stuck.")
+def intents_retry(intent_ids: tuple[UUID, ...], project_id: str | None, everything: bool) -> None:
+    """Let stuck intents begin anew; prints how many."""
+    from onefold.intents.store import retry
+
+    if bool(intent_ids) == everything:
+        raise click.UsageError("Name intents, or give --all.")
+
+    async def act(database: Database) -> str:
+        named = None if everything else intent_ids
+        return str(await database.transact(lambda connection: retry(connection, project_id, named)))
+
+    click.echo(_with_database(act))
+
+
 @main.command()
 @click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of a server.")
 @click.option("--timeout", "seconds", default=3.0, show_default=True, help="Seconds to wait.")
@@ -153,15 +223,19 @@ def health(target: str, seconds: float) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    def ask(service: str) -> str:
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=seconds)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
     with grpc.insecure_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # set at run time
-                health_pb2.HealthCheckRequest(), timeout=seconds
-            )
+            status, doorbell = ask(""), ask("onefold.doorbell")
         except grpc.RpcError as error:
             _fail(f"{target} does not answer: {error.code().name}")
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    click.echo(status)
+    click.echo(
+        status if doorbell == "SERVING" else f"{status} (degraded: Redis takes no bells, work begins up to 10 s later)"
+    )
     sys.exit(0 if status == "SERVING" else 1)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from onefold.callers import REFUSED_IDS
+from onefold.limits import STREAM_KEY_CHECK_SECONDS, STREAM_WRITE_SECONDS
 
 _SCHEMES = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
 
@@ -44,11 +45,25 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
-    server_connections: int = Field(default=10, ge=2, le=100, description="PostgreSQL connections of one server.")
+    server_processes: int = Field(default=1, ge=1, le=64, description="Processes of one server, on its one port.")
+    server_connections: int = Field(
+        default=10, ge=2, le=100, description="PostgreSQL connections of one process of a server."
+    )
     worker_connections: int = Field(default=6, ge=2, le=100, description="PostgreSQL connections of one worker.")
     worker_jobs: int = Field(default=4, ge=1, le=64, description="Intents that one worker works on at a time.")
     acquire_seconds: float = Field(default=2.0, gt=0, le=30, description="How long a call waits for a connection.")
-    concurrent_calls: int = Field(default=2_000, ge=1, description="Calls a server has in hand; more are refused.")
+    concurrent_calls: int = Field(
+        default=2_000, ge=1, description="Calls that one process of a server has in hand; more are refused."
+    )
+    concurrent_streams: int = Field(
+        default=500, ge=1, description="Streams that one process of a server has open; more are refused."
+    )
+    stream_write_seconds: float = Field(
+        default=STREAM_WRITE_SECONDS, gt=0, description="A stream whose caller reads nothing for so long is ended."
+    )
+    stream_key_check_seconds: float = Field(
+        default=STREAM_KEY_CHECK_SECONDS, gt=0, description="How often the key of an open stream is looked at again."
+    )
     drain_seconds: float = Field(default=10.0, ge=0, le=300, description="How long running calls may take at a stop.")
     sweep_seconds: float = Field(
         default=5.0, gt=0, le=10, description="How often a worker looks for forgotten intents."

@@ -22,8 +22,13 @@ DATA_FIELDS_BYTES = 1_000_000
 DATA_DEPTH = 16
 DATA_KEYS_PER_OBJECT = 512
 
+EVENT_ITEMS = 200
+ITEM_ID_BYTES = 256
+ITEM_NAME_BYTES = 256
 BATCH_EVENTS = 1_000
 BATCH_PROFILES = 1_000
+# Batches of one stream that wait to be stored; more are not read.
+STREAM_BATCHES = 4
 FILTER_NAMES = 100
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 500
@@ -50,3 +55,15 @@ CALL_MAX_SECONDS = 30.0
 # A stream whose caller reads nothing for this long is ended.
 STREAM_WRITE_SECONDS = 30.0
 STREAM_KEY_CHECK_SECONDS = 10.0
+
+# How long before its link a visitor's event may have happened and still trigger (A9).
+TRIGGER_AGE = timedelta(hours=72)
+TRIGGER_LIFETIME = timedelta(days=7)
+TRIGGER_PAGE_EVENTS = 100
+# A stream of triggers with nothing to send tells its cursor this often.
+TRIGGER_IDLE_SECONDS = 10.0
+# How many entries of one kind are looked at for one page of a whole project's activity.
+ACTIVITY_LOOK_ROWS = 1_000
+# An entry of the activity log does not count as many events as this that a worker has still to bring. No more than a
+# chunk has: what is counted where it lies is then counted once.
+ACTIVITY_COUNT_EVENTS = 5_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import gc
 from collections.abc import Callable
 from typing import Final
 
@@ -12,25 +12,28 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from onefold.activation.service import ActivationService
+from onefold.activity.service import ActivityCalls
 from onefold.config import Settings
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
-from onefold.errors import Kind, OnefoldError, Reason
+from onefold.errors import OnefoldError
 from onefold.events.batcher import Batcher
 from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
-from onefold.intents.doorbell import Doorbell
+from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
 from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
 from onefold.merges.learning import learn_who
 from onefold.merges.service import MergeCalls
+from onefold.ports import cannot_listen, require_free
 from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
-from onefold.rpc.boundary import Boundary, required_scopes
+from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
+from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
     activation_service_pb2,
     activation_service_pb2_grpc,
@@ -56,6 +59,15 @@ class Identity(IdentityService, MergeCalls, ForgetCalls):
         ForgetCalls.__init__(self, database, doorbell)
 
 
+class Events(EventsService, ActivityCalls, TriggerCalls):
+    """The whole EventsService: events, the activity log, triggers."""
+
+    def __init__(self, database: Database, batcher: Batcher, *, stream_batches: int) -> None:
+        EventsService.__init__(self, database, batcher, stream_batches=stream_batches)
+        ActivityCalls.__init__(self, database)
+        TriggerCalls.__init__(self, database)
+
+
 FILES: Final = [
     activation_service_pb2.DESCRIPTOR,
     devices_service_pb2.DESCRIPTOR,
@@ -67,8 +79,8 @@ _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
     ("grpc.max_metadata_size", METADATA_BYTES),
-    # Off: two servers on one port would share the calls without a word.
-    ("grpc.so_reuseport", 0),
+    # Of headers a little larger gRPC would refuse some and take others.
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
     # Long-lived clients find new servers.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
@@ -77,8 +89,16 @@ _HEALTH_SECONDS: Final = 2.0
 _LAME_DUCK_SECONDS: Final = 0.3
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[str], None],
+    stop: asyncio.Event | None = None,
+    shared_port: bool = False,
+) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` with "HOST:PORT" when calls can come.
+
+    With `shared_port`, other processes of this user may listen on the port too; connections are spread over them.
 
     Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, the port is taken.
     """
@@ -99,14 +119,23 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
             secret.get_secret_value().encode() if secret else await database.read(forget_secret),
             frozenset(refused.casefold() for refused in settings.refused_ids),
         )
-        boundary = Boundary(authenticator, required_scopes(FILES))
+        bounds = Bounds(
+            settings.concurrent_calls,
+            settings.concurrent_streams,
+            settings.stream_write_seconds,
+            settings.stream_key_check_seconds,
+        )
+        boundary = Boundary(authenticator, required_scopes(FILES), bounds)
         server = grpc.aio.server(
             interceptors=[boundary],
-            options=_OPTIONS,
-            maximum_concurrent_rpcs=settings.concurrent_calls,
+            options=[*_OPTIONS, ("grpc.so_reuseport", int(shared_port))],
+            # Far more than the boundary takes, which says why it refuses one: this is for what passes it by.
+            maximum_concurrent_rpcs=2 * (settings.concurrent_calls + settings.concurrent_streams),
         )
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(Identity(database, doorbell), server)
-        events_service_pb2_grpc.add_EventsServiceServicer_to_server(EventsService(database, batcher), server)
+        events_service_pb2_grpc.add_EventsServiceServicer_to_server(
+            Events(database, batcher, stream_batches=settings.server_connections // 2), server
+        )
         devices_service_pb2_grpc.add_DevicesServiceServicer_to_server(DevicesService(database, doorbell), server)
         activation_service_pb2_grpc.add_ActivationServiceServicer_to_server(
             ActivationService(database, doorbell), server
@@ -118,12 +147,15 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         server.add_generic_rpc_handlers(tuple(Reflection([*names, health.SERVICE_NAME]).handlers()))
-        port = _listen(server, settings)
+        port = _listen(server, settings, shared_port=shared_port)
 
         await doorbell.start()
         await batcher.start()
         await server.start()
-        watch = asyncio.create_task(_watch_health(servicer, database, ["", *names]))
+        watch = asyncio.create_task(_watch_health(servicer, database, doorbell, ["", *names]))
+        # What the start has made stays for good. To look through it again and again took a tenth of a batch's time.
+        gc.collect()
+        gc.freeze()
         on_ready(f"{settings.host}:{port}")
         await stop.wait()
 
@@ -140,23 +172,26 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], None], stop: as
         await database.close()
 
 
-def _listen(server: grpc.aio.Server, settings: Settings) -> int:
-    address = f"{settings.host}:{settings.port}"
+def _listen(server: grpc.aio.Server, settings: Settings, *, shared_port: bool) -> int:
+    if not shared_port:
+        # Before gRPC tries, which would print lines of its own about a port that is taken.
+        require_free(settings.host, settings.port)
     try:
-        # Tried before gRPC does, which would print lines of its own about a port that is taken.
-        with socket.create_server((settings.host, settings.port)):
-            pass
-        return server.add_insecure_port(address)
-    except (OSError, RuntimeError):
-        raise OnefoldError(
-            Kind.UNAVAILABLE, Reason.INTERNAL, f"Cannot listen on {address}: is another program using the port?"
-        ) from None
+        return server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError:
+        raise cannot_listen(settings.host, settings.port) from None
 
 
-async def _watch_health(servicer: health.aio.HealthServicer, database: Database, names: list[str]) -> None:
-    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count: no call needs it."""
+async def _watch_health(
+    servicer: health.aio.HealthServicer, database: Database, doorbell: Doorbell, names: list[str]
+) -> None:
+    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count, for no call needs it.
+
+    Whether the last bells were heard is reported under a name of its own, which no load balancer asks for.
+    """
     known: bool | None = None
     while True:
+        await servicer.set(DOORBELL_SERVICE, _health_status(not doorbell.degraded))
         try:
             async with asyncio.timeout(_HEALTH_SECONDS):
                 writable = await database.read(
@@ -167,10 +202,13 @@ async def _watch_health(servicer: health.aio.HealthServicer, database: Database,
         except (OnefoldError, TimeoutError):
             writable = False
         if writable is not known:
-            status = health_pb2.HealthCheckResponse.SERVING if writable else health_pb2.HealthCheckResponse.NOT_SERVING
             for name in names:
-                await servicer.set(name, status)
+                await servicer.set(name, _health_status(writable))
             if known is not None:
                 _log.warning("health changed", serving=writable)
             known = writable
         await asyncio.sleep(_HEALTH_SECONDS)
+
+
+def _health_status(good: bool) -> int:
+    return health_pb2.HealthCheckResponse.SERVING if good else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import click
@@ -31,6 +34,8 @@ from support.probes import eventually, held, world_of
 from support.processes import run, running
 
 A = email("a@example.com")
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -283,6 +288,44 @@ def test_health(servers: Servers) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "SERVING\n", "")
         assert server.stop() == 0
         assert server.address in assert_fails_plainly("health", "--target", server.address, "--timeout", "2")
+
+
+async def test_stuck_intents(servers: Servers) -> None:
+    """F26: an operator sees what is left to do and why it is stuck, and lets it begin anew, one project's or by id."""
+    assert run("migrate", **servers.settings()).returncode == 0
+    connection = await asyncpg.connect(servers.postgres.url)
+    first, second, waiting = (uuid4() for _ in range(3))
+    try:
+        await connection.executemany(
+            "INSERT INTO intents (project_id, intent_id, kind, stuck_time, last_error, attempt_count, due_time) "
+            "VALUES ($1, $2, 'UNHEARD_OF', $3, $4, $5, $6)",
+            [
+                ("garden", first, LONG_AGO, "LOCK_TIMEOUT", 12, LONG_AGO),
+                ("orchard", second, LONG_AGO, "LOCK_TIMEOUT", 12, LONG_AGO),
+                ("garden", waiting, None, None, 0, LATER),
+            ],
+        )
+
+        def listed(*options: str) -> dict[str, str]:
+            done = run("intents", "list", "--json", *options, **servers.settings())
+            assert (done.returncode, done.stderr) == (0, "")
+            return {line["intent_id"]: line["state"] for line in map(json.loads, done.stdout.splitlines())}
+
+        assert listed() == {str(first): "STUCK", str(second): "STUCK", str(waiting): "WAITING"}
+        assert listed("--project", "garden", "--stuck") == {str(first): "STUCK"}
+        plain = run("intents", "list", "--stuck", "--project", "orchard", **servers.settings()).stdout
+        assert all(
+            word in plain for word in ("orchard", str(second), "UNHEARD_OF", "STUCK", "12 tries", "LOCK_TIMEOUT")
+        )
+
+        assert run("intents", "retry", **servers.settings()).returncode == 2
+        assert run("intents", "retry", str(first), str(waiting), **servers.settings()).stdout == "1\n"
+        assert listed() == {str(first): "DUE", str(second): "STUCK", str(waiting): "WAITING"}
+        assert run("intents", "retry", "--all", **servers.settings()).stdout == "1\n"
+        assert run("intents", "list", "--stuck", **servers.settings()).stdout == "nothing to do\n"
+    finally:
+        await connection.execute("DELETE FROM intents WHERE intent_id = ANY($1)", [first, second, waiting])
+        await connection.close()
 
 
 # --- ending -----------------------------------------------------------------------------------------------------------

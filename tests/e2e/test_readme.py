@@ -89,6 +89,15 @@ def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
     assert shown >= 5
 
 
+def test_the_python_example_runs(address: str, tmp_path: Path) -> None:
+    """A1 X2: the example of the client prints a visitor's event, and the reason of a read that finds nobody."""
+    [example] = re.findall(r"```python\n(.*?)```", _README, re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example.replace("127.0.0.1:50051", address), encoding="utf-8")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout.splitlines()) == (0, ["Viewed Pizza", "PROFILE_NOT_FOUND"]), run.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -26,7 +26,14 @@ from onefold.rpc.paging import make_token
 from onefold.rpc.payload import write_struct
 from onefold.v1.devices_service_pb2 import ListDevicesRequest
 from onefold.v1.error_reason_pb2 import ErrorReason
-from onefold.v1.event_pb2 import NewEvent
+from onefold.v1.event_pb2 import (
+    EVENT_KIND_CART_UPDATE,
+    EVENT_KIND_CUSTOM,
+    EVENT_KIND_PAGE,
+    EVENT_KIND_PURCHASE,
+    CommerceItem,
+    NewEvent,
+)
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest
 from onefold.v1.identity_service_pb2 import IdentifyRequest
 from onefold.v1.profile_pb2 import Identifiers
@@ -104,6 +111,29 @@ BAD_EVENTS: list[BadEvent] = [
     ("blank name", ONE, visitor(name="  "), ["name"]),
     ("neither person nor visitor", ANY, person(), ["identifiers"]),
     ("empty identifiers", ANY, person(identifiers=Identifiers()), ["identifiers"]),
+    *(
+        (f"nobody, recipient {bad!r}", ANY, person(data=struct({"recipient": bad})), [field])
+        for bad, field in [
+            ("", "identifiers"),
+            (None, "identifiers"),
+            ("person", "data.recipient"),
+            ("a@example.com ", "data.recipient"),
+            ("é@example.com", "data.recipient"),
+            ("ａ@example.com", "data.recipient"),
+            ("a\0@example.com", "data.recipient"),
+            ("a" * 243 + "@example.com", "data.recipient"),
+            (5, "data.recipient"),
+            (["a@example.com"], "data.recipient"),
+        ]
+    ),
+    ("nobody, recipient in JSON", ANY, person(data_json='{"recipient":"a@"}'), ["data_json.recipient"]),
+    ("an invite with bad data", ANY, person(data=struct({"recipient": "a@example.com", "b": "\0"})), ["data.b"]),
+    (
+        "an invite too far ahead",
+        ONE,
+        person(data=struct({"recipient": "a@b.org"}), event_time=ahead(25)),
+        ["event_time"],
+    ),
     *(
         (f"email {bad!r}", BY_EMAIL, person(identifiers=email(bad)), ["identifiers.email"])
         for bad in [
@@ -206,6 +236,80 @@ BAD_EVENTS: list[BadEvent] = [
 ]
 
 
+ITEM = {"id": "i1", "name": "Tea"}
+
+
+def bought(kind: Any = EVENT_KIND_PURCHASE, items: list[dict[str, Any]] | None = None, **fields: Any) -> NewEvent:
+    """A visitor's purchase that is fine but for what is given."""
+    told = [CommerceItem(**{**ITEM, **item}) for item in ([{}] if items is None else items)]
+    return visitor(kind=kind, items=told, **fields)
+
+
+def large(kilobytes: int) -> Struct:
+    """An object of so many kB."""
+    return struct({"a": "x" * 1_000 * kilobytes})
+
+
+BAD_EVENTS += [
+    ("items of another kind", ONE, bought(EVENT_KIND_CUSTOM), ["items"]),
+    ("items of no kind", ONE, bought(0), ["items"]),
+    ("items and total of another kind", ONE, bought(EVENT_KIND_PAGE, total=0), ["items", "total"]),
+    ("total of a cart update", ONE, bought(EVENT_KIND_CART_UPDATE, total=1), ["total"]),
+    ("total of a cart update without items", ONE, bought(EVENT_KIND_CART_UPDATE, [], total=1), ["total"]),
+    ("201 items", ONE, bought(items=[{}] * 201), ["items"]),
+    *(
+        (f"{what} {bad!r:.20}", ONE, bought(items=[{}, {what: bad}]), [f"items[1].{what}"])
+        for what, bad in [
+            ("id", ""),
+            ("id", " "),
+            ("id", "a\0"),
+            ("id", "x" * 257),
+            ("name", ""),
+            ("name", "a\0"),
+            ("name", "é" * 129),
+            ("price", float("nan")),
+            ("price", float("inf")),
+            ("price", -0.01),
+            ("quantity", -1),
+        ]
+    ),
+    *((f"total {bad}", ONE, bought(total=bad), ["total"]) for bad in (float("nan"), float("-inf"))),
+    ("NUL in an item's data", ONE, bought(items=[{"data": struct({"a": ["\0"]})}]), ["items[0].data.a[0]"]),
+    ("NaN in an item's data", ONE, bought(items=[{"data": struct({"a": float("nan")})}]), ["items[0].data.a"]),
+    (
+        "an item's Value without a kind",
+        ONE,
+        bought(items=[{"data": Struct(fields={"a": Value()})}]),
+        ["items[0].data.a"],
+    ),
+    ("items told twice", ONE, bought(data=struct({"shoppingCartItems": []})), ["data.shoppingCartItems"]),
+    ("total told twice", ONE, bought(items=[], total=1, data_json='{"total":1}'), ["data_json.total"]),
+    ("items typed, total as data", ONE, bought(data=struct({"total": 1})), ["data.total"]),
+    (
+        "cart told twice",
+        ONE,
+        bought(EVENT_KIND_CART_UPDATE, data=struct({"updatedShoppingCartItems": 1})),
+        ["data.updatedShoppingCartItems"],
+    ),
+    ("100 kB together", ONE, bought(items=[{"data": large(40)}, {"data": large(30)}], data=large(30)), ["data"]),
+    ("513 keys together", ONE, bought(data=struct({f"k{n}": n for n in range(512)})), ["data"]),
+    (
+        "depth 17 together",
+        ONE,
+        bought(items=[{"data": struct(nested(14))}]),
+        ["data.shoppingCartItems[0].dataFields" + ".a" * 13],
+    ),
+    ("depth 17 in an item", ONE, bought(items=[{"data": struct(nested(17))}]), ["items[0].data" + ".a" * 16]),
+    (
+        "an item's everything",
+        ONE,
+        bought(items=[{"id": "", "name": "", "price": -1, "quantity": -1}], total=float("nan")),
+        ["items[0].id", "items[0].name", "items[0].price", "items[0].quantity", "total"],
+    ),
+    ("bad data beside items", ONE, bought(data=struct({"a": "\0"})), ["data.a"]),
+]
+
+
 @pytest.mark.parametrize(
     ("project", "event", "fields"),
     [
@@ -217,7 +321,7 @@ BAD_EVENTS: list[BadEvent] = [
 async def test_a_bad_event_is_refused_whole(
     projects: Projects, project: str, event: NewEvent, fields: list[str]
 ) -> None:
-    """X2, X5, I1, I2, P3, E1, E6, F64, F66 to F69: INVALID_ARGUMENT names every wrong field; nothing is stored."""
+    """X2, X5, I1, I2, P3, E1, E6, E7, F64, F66, F67, F68, F69: INVALID_ARGUMENT names every field; nothing stored."""
     client = projects[project]
     alone = await failure(client.events.Track(TrackRequest(event=event, request_id="r1")))
     assert (alone.code, alone.reason) == (INVALID, "FIELDS_INVALID")
@@ -519,11 +623,31 @@ async def test_any_bytes_get_a_proper_answer(projects: Projects) -> None:
         assert told.reason in ("REQUEST_MALFORMED", "FIELDS_INVALID")
 
 
-async def test_a_message_over_4_mib(projects: Projects) -> None:
-    """X5, X2: a request over 4 MiB is RESOURCE_EXHAUSTED with the reason published for it."""
-    told = await failure(_Raw(projects["HYBRID"], METHODS[0])(b"\0" * (MESSAGE_BYTES + 1)))
-    assert told.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert told.reason == "MESSAGE_TOO_LARGE"
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [(MESSAGE_BYTES + 1, "MESSAGE_TOO_LARGE"), (2 * MESSAGE_BYTES, "MESSAGE_TOO_LARGE"), (2 * MESSAGE_BYTES + 1, "")],
+    ids=["over 4 MiB", "8 MiB", "over 8 MiB"],
+)
+async def test_a_message_over_4_mib(projects: Projects, method: str, size: int, reason: str) -> None:
+    """F75, X5, X2: a request over 4 MiB is RESOURCE_EXHAUSTED with the reason published for it, one over 8 MiB without;
+    the same connection serves the next call."""
+    client = projects["HYBRID"]
+    told = await failure(_Raw(client, method)(b"\0" * size))
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+    assert await client.names(anonymous_id="nobody") == []
+
+
+@pytest.mark.parametrize("size", [16_384, 18_000, 1_000_000])
+async def test_headers_over_16_kb(projects: Projects, size: int) -> None:
+    """F75: headers over 16 kB are refused, each time; the same connection serves the next call."""
+    client = projects["HYBRID"]
+    for _ in range(4):
+        large: Any = client.events.ListEvents(
+            ListEventsRequest(anonymous_id="nobody"), metadata=(("note", "x" * size),)
+        )
+        assert (await failure(large)).code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await client.names(anonymous_id="nobody") == []
 
 
 # --- what an error tells ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,13 @@ from onefold.db.queries import Connection
 from onefold.embedded import EmbeddedPostgres
 from onefold.errors import Kind, OnefoldError, Reason
 from onefold.projects.bootstrap import ensure_project
-from onefold.server import serve
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest
 from onefold.v1.identity_service_pb2 import GetProfileRequest, IdentifyRequest, UpdateProfileRequest
 from support.client import Client, email, failure
 from support.keeper import Kept, kept
 from support.probes import eventually, held, rows_of, waits_for_lock, world_of
+from support.serving import served
 from support.world import World
 
 A = email("a@example.com")
@@ -43,27 +42,6 @@ class Restartable:
 
     postgres: Kept
     client: Client
-
-
-@asynccontextmanager
-async def served(settings: Settings) -> AsyncIterator[grpc.aio.Channel]:
-    """A real server in this process, and a channel to it."""
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    serving = asyncio.create_task(serve(settings, on_ready=ready.set_result, stop=stop))
-
-    def ended(task: asyncio.Task[None]) -> None:
-        # A server that cannot start fails the test at once, instead of being waited for.
-        if not ready.done():
-            ready.set_exception(task.exception() or AssertionError("the server ended"))
-
-    serving.add_done_callback(ended)
-    try:
-        async with grpc.aio.insecure_channel(await ready) as channel:
-            yield channel
-    finally:
-        stop.set()
-        await serving
 
 
 @pytest_asyncio.fixture(scope="module")

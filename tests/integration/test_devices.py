@@ -15,7 +15,6 @@ from onefold.callers import IdentifierType
 from onefold.config import Settings
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Lease
-from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.device_pb2 import (
     DISABLE_STATE_DONE,
     DISABLE_STATE_RUNNING,
@@ -24,15 +23,10 @@ from onefold.v1.device_pb2 import (
     PLATFORM_APNS_SANDBOX,
     PLATFORM_FCM,
     PLATFORM_WEB,
-    Device,
-    Disable,
     NewDevice,
     Platform,
-    TokenHolder,
 )
 from onefold.v1.devices_service_pb2 import (
-    DisableDeviceRequest,
-    DisableDeviceResponse,
     GetDisableRequest,
     ListDevicesRequest,
     ListTokenHoldersRequest,
@@ -50,6 +44,19 @@ from onefold.v1.profile_pb2 import (
 from onefold.workflows import disabling
 from onefold.workflows.run import CHUNKS
 from support.client import Client, email, failure, user
+from support.devices import (
+    claim,
+    devices,
+    disable,
+    enabled,
+    get_disable,
+    hold_devices,
+    hold_token,
+    holders,
+    register,
+    register_browser,
+)
+from support.merging import put_unknown
 from support.probes import eventually, held, rows_of, waits_for_lock
 from support.world import World
 
@@ -57,113 +64,6 @@ MakeProject = Callable[..., Awaitable[Client]]
 
 A, B, C = email("a@example.com"), email("b@example.com"), email("c@example.com")
 NOBODY = "0198c2f0-7d1a-7bbb-8a52-0d6b1f2a9c11"
-
-
-async def register(
-    client: Client,
-    identifiers: Identifiers,
-    token: str = "T",
-    platform: Platform.ValueType = PLATFORM_FCM,
-    fields: str = "",
-    application_name: str = "shop",
-    **request: Any,
-) -> RegisterDeviceResponse:
-    device = NewDevice(token=token, platform=platform, application_name=application_name)
-    if fields:
-        device.data_fields_json = fields
-    answer: RegisterDeviceResponse = await client.devices.RegisterDevice(
-        RegisterDeviceRequest(identifiers=identifiers, device=device, **request)
-    )
-    return answer
-
-
-async def disable(client: Client, token: str = "T", **request: Any) -> DisableDeviceResponse:
-    answer: DisableDeviceResponse = await client.devices.DisableDevice(DisableDeviceRequest(token=token, **request))
-    return answer
-
-
-async def get_disable(client: Client, disable_id: str) -> Disable:
-    answer = await client.devices.GetDisable(GetDisableRequest(disable_id=disable_id))
-    return answer.disable
-
-
-async def devices(client: Client, identifiers: Identifiers, page_size: int = 500) -> list[Device]:
-    found: list[Device] = []
-    token = ""
-    while True:
-        page = await client.devices.ListDevices(
-            ListDevicesRequest(
-                identifiers=identifiers, data_format=DATA_FORMAT_JSON, page_size=page_size, page_token=token
-            )
-        )
-        found.extend(page.devices)
-        token = page.next_page_token
-        if not token:
-            return found
-
-
-async def holders(client: Client, token: str = "T", page_size: int = 500) -> list[TokenHolder]:
-    found: list[TokenHolder] = []
-    page_token = ""
-    while True:
-        page = await client.devices.ListTokenHolders(
-            ListTokenHoldersRequest(token=token, page_size=page_size, page_token=page_token)
-        )
-        found.extend(page.holders)
-        page_token = page.next_page_token
-        if not page_token:
-            return found
-
-
-async def enabled(client: Client, token: str = "T") -> dict[str, bool]:
-    """Whether each holder may be reached, as both reads tell it: they must agree."""
-    told = {holder.identifiers.email: holder.device.endpoint_enabled for holder in await holders(client, token)}
-    for address, is_enabled in list(told.items())[:5]:
-        [own] = [device for device in await devices(client, email(address)) if device.token == token]
-        assert own.endpoint_enabled is is_enabled
-    return told
-
-
-async def hold_token(world: World, project_id: str, count: int, token: str = "T") -> None:
-    """Makes people p0, p1, ... who hold a token, registered before everything that follows."""
-    await world.fetch(
-        """
-        WITH person AS (
-            SELECT uuidv7() AS profile_id, 'p' || number || '@example.com' AS email
-            FROM generate_series(0, $2::integer - 1) AS number
-        ), profile AS (
-            INSERT INTO profiles (project_id, profile_id, email, signup_source)
-            SELECT $1, profile_id, email, 4 FROM person
-        ), identifier AS (
-            INSERT INTO identifiers (project_id, kind, value, profile_id, exclusive)
-            SELECT $1, 1, email, profile_id, true FROM person
-        )
-        INSERT INTO devices (project_id, profile_id, token, platform, application_name, endpoint_enabled,
-                             operation_number, create_time, update_time)
-        SELECT $1, profile_id, $3, 3, 'shop', true, nextval('operation_numbers'), now(), now() FROM person
-        """,
-        project_id,
-        count,
-        token,
-    )
-    # As autovacuum does within a minute: plans made while the tables were small are made anew.
-    await world.fetch("ANALYZE devices, profiles, identifiers, token_disables")
-
-
-async def hold_devices(world: World, project_id: str, profile_id: str, platform: int, count: int) -> None:
-    """Gives a profile so many devices of a platform."""
-    await world.fetch(
-        """
-        INSERT INTO devices (project_id, profile_id, token, platform, application_name, endpoint_enabled,
-                             operation_number, create_time, update_time)
-        SELECT $1, $2, $3::integer || '-' || number, $3, 'shop', true, nextval('operation_numbers'), now(), now()
-        FROM generate_series(1, $4::integer) AS number
-        """,
-        project_id,
-        UUID(profile_id),
-        platform,
-        count,
-    )
 
 
 # --- registering ------------------------------------------------------------------------------------------------------
@@ -239,6 +139,23 @@ async def test_whom_a_registration_creates(
     assert holder.identifiers == answer.profile.identifiers
     assert (await disable(client, identifiers=identifiers)).outcome == WRITE_OUTCOME_UPDATED
     assert [device.endpoint_enabled for device in await devices(client, identifiers)] == [False, True]
+
+
+async def test_a_visitors_devices(email_project: Client, world: World) -> None:
+    """D8: the devices of an unknown profile are registered, listed and disabled as anybody's."""
+    visitor = user(NOBODY)
+    await register(email_project, visitor, prefer_user_id=True)
+    await put_unknown(email_project, world, visitor)
+    again = await register(email_project, visitor, fields='{"a":1}')
+    assert (again.profile.outcome, again.device_outcome) == (WRITE_OUTCOME_UNCHANGED, WRITE_OUTCOME_UPDATED)
+    await register_browser(email_project, visitor, "browser")
+    await disable(email_project, identifiers=visitor)
+    assert [(d.token, d.endpoint_enabled) for d in await devices(email_project, visitor)] == [
+        ("T", False),
+        ("browser", True),
+    ]
+    [holder] = await holders(email_project)
+    assert (holder.identifiers.user_id, holder.device.endpoint_enabled) == (NOBODY, False)
 
 
 async def test_who_is_not_created(email_project: Client, hybrid_project: Client, world: World) -> None:
@@ -462,6 +379,23 @@ async def test_disable_for_one(email_project: Client, world: World) -> None:
     assert await devices(email_project, A) == [own, own2]
 
 
+@pytest.mark.parametrize("work_before", [False, True])
+async def test_disable_for_one_after_all(email_project: Client, world: World, work_before: bool) -> None:
+    """D3, D4, F50: a copy that a disable for all has switched off stays off when it is disabled once more."""
+    await register(email_project, A)
+    await register(email_project, B)
+    everywhere = await disable(email_project)
+    if work_before:
+        await world.work_off(email_project.project_id)
+    before = await devices(email_project, A)
+    assert (await disable(email_project, identifiers=A)).outcome == WRITE_OUTCOME_UNCHANGED
+    for _ in range(2):
+        assert await devices(email_project, A) == before
+        assert before[0].update_time == everywhere.disable.create_time
+        assert await enabled(email_project) == {"a@example.com": False, "b@example.com": False}
+        await world.work_off(email_project.project_id)
+
+
 async def test_two_share_a_phone(email_project: Client, world: World) -> None:
     """D5: sign-in registers, sign-out disables: at every time the phone reaches just the one who is signed in."""
     for person, other in [(A, B), (B, A), (A, B)]:
@@ -637,7 +571,7 @@ async def test_a_disable_waits_for_a_registration_that_came_first(
     """F47, pinned: a disable that comes while a registration is being committed takes effect after it."""
     await register(email_project, A)
     request_id = str(uuid4())
-    async with held(settings.database_url, _claim(email_project, request_id)) as other:
+    async with held(settings.database_url, claim(email_project, request_id)) as other:
         # The registration has done its work and waits for the fate of the same request_id.
         registering = asyncio.create_task(register(email_project, A, request_id=request_id))
         await waits_for_lock(world)
@@ -660,7 +594,7 @@ async def test_a_registration_answered_after_a_disable_of_the_same_copy_is_on(
     """
     await register(email_project, A)
     request_id = str(uuid4())
-    async with held(settings.database_url, _claim(email_project, request_id)) as other:
+    async with held(settings.database_url, claim(email_project, request_id)) as other:
         registering = asyncio.create_task(register(email_project, A, request_id=request_id))
         await waits_for_lock(world)
         disabling_one = asyncio.create_task(disable(email_project, identifiers=A))
@@ -679,14 +613,6 @@ async def test_a_registration_answered_after_a_disable_of_the_same_copy_is_on(
         await disabling_one
     # Either the disable waited and came second, or it was first and the registration, answered later, stands.
     assert await enabled(email_project) == {"a@example.com": disabled_first}
-
-
-def _claim(client: Client, request_id: str) -> tuple[str, tuple[object, ...]]:
-    """Holds a request_id open: a call that uses it has done all its work when it meets this row, and waits."""
-    return (
-        "INSERT INTO requests (project_id, request_id, body_hash, answer) VALUES ($1, $2, '', '')",
-        (client.project_id, request_id),
-    )
 
 
 async def test_disable_over_10000_holders(email_project: Client, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

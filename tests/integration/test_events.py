@@ -25,7 +25,12 @@ from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.error_reason_pb2 import ErrorReason
 from onefold.v1.event_pb2 import Event, EventKind, NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest
-from onefold.v1.identity_service_pb2 import GetProfileRequest, IdentifyRequest, UpdateProfileRequest
+from onefold.v1.identity_service_pb2 import (
+    GetProfileRequest,
+    IdentifyRequest,
+    MergeProfilesRequest,
+    UpdateProfileRequest,
+)
 from onefold.v1.profile_pb2 import (
     SIGNUP_SOURCE_EVENT,
     WRITE_OUTCOME_CREATED,
@@ -394,6 +399,26 @@ async def test_dedupe_across_a_link_and_its_relocation(
         assert await email_project.names(identifiers=A) == ["2", "1", "0"]
         assert await email_project.names(anonymous_id="x") == []
     assert await count(world, email_project, "events") == 3
+
+
+async def test_dedupe_across_a_merge(email_project: Client, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E3, F60: a person's event told again after a merge, at every stage of its relocation, is a duplicate that names
+    the survivor; another body is refused."""
+    monkeypatch.setattr(moving, "CHUNK_EVENTS", 1)
+    source = email("b@example.com")
+    await known(email_project, A, source)
+    events = [NewEvent(identifiers=source, name=f"{n}", event_id=f"e{n}") for n in range(3)]
+    first = await email_project.batch(events)
+    merged = await email_project.identity.MergeProfiles(
+        MergeProfilesRequest(source=source, target=A, allow_known_source=True)
+    )
+    async for _ in stages(world, email_project.project_id):
+        again = await email_project.batch([*events, NewEvent(identifiers=source, name="other body", event_id="e0")])
+        assert [result.result.duplicate for result in again] == [True] * 3 + [False]
+        assert [each.result.receive_time for each in again[:3]] == [each.result.receive_time for each in first]
+        assert {each.result.profile_id for each in again[:3]} == {merged.survivor.profile_id}
+        assert again[3].error.code == Code.ALREADY_EXISTS
+        assert await email_project.names(identifiers=A) == ["2", "1", "0"]
 
 
 @each_subject

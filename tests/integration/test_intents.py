@@ -25,7 +25,7 @@ from onefold.v1.devices_service_pb2 import (
     RegisterDeviceRequest,
 )
 from onefold.v1.event_pb2 import NewEvent
-from onefold.v1.identity_service_pb2 import IdentifyRequest
+from onefold.v1.identity_service_pb2 import ForgetProfileRequest, IdentifyRequest
 from onefold.workflows import disabling, moving
 from onefold.workflows.run import CHUNKS, Ran, run_intent
 from support.client import Client, email, timestamp
@@ -53,6 +53,8 @@ class Job:
             names = await self.client.names(identifiers=A, page_size=3)
             assert names == [f"{self.name}{number}" for number in range(ROWS)]
             assert await self.client.names(anonymous_id=self.name) == []
+        elif self.kind is IntentKind.ERASE_INVITES:
+            assert await self.client.names(recipient=f"{self.name}@example.com") == []
         else:
             answer = await self.client.devices.ListTokenHolders(ListTokenHoldersRequest(token=self.name))
             assert [holder.device.endpoint_enabled for holder in answer.holders] == [False] * ROWS
@@ -63,6 +65,8 @@ class Job:
             IntentKind.MOVE: "SELECT count(*) FROM events WHERE project_id = $1 AND anonymous_id = $2",
             IntentKind.DISABLE: "SELECT count(*) FROM devices "
             "WHERE project_id = $1 AND token = $2 AND NOT endpoint_enabled",
+            IntentKind.ERASE_INVITES: f"SELECT {ROWS} - count(*) FROM invite_events "
+            "WHERE project_id = $1 AND name = $2",
         }
         count: int = await self.world.value(sql[self.kind], self.client.project_id, self.name)
         return count
@@ -73,6 +77,9 @@ class Job:
             sql = "SELECT moved_event_count FROM merges WHERE project_id = $1 AND merge_id = $2"
             count: int = await self.world.value(sql, self.client.project_id, self.intent_id)
             return count
+        if self.kind is IntentKind.ERASE_INVITES:
+            # Nothing counts what was erased.
+            return await self.done()
         answer = await self.client.devices.GetDisable(GetDisableRequest(disable_id=str(self.intent_id)))
         return int(answer.disable.disabled_count)
 
@@ -127,7 +134,20 @@ async def disable(client: Client, world: World, name: str) -> Job:
     return Job(client, world, IntentKind.DISABLE, UUID(answer.disable.disable_id), name)
 
 
-MAKERS: dict[IntentKind, Callable[..., Any]] = {IntentKind.MOVE: associate, IntentKind.DISABLE: disable}
+async def forget_address(client: Client, world: World, name: str) -> Job:
+    """A ForgetProfile of an address that got invites and that nobody has."""
+    data = f'{{"recipient":"{name}@example.com"}}'
+    await client.batch(NewEvent(name=name, event_id=f"{name}{number}", data_json=data) for number in range(ROWS))
+    await client.identity.ForgetProfile(ForgetProfileRequest(identifiers=email(f"{name}@example.com")))
+    sql = "SELECT intent_id FROM intents WHERE project_id = $1 ORDER BY create_time DESC LIMIT 1"
+    return Job(client, world, IntentKind.ERASE_INVITES, await world.value(sql, client.project_id), name)
+
+
+MAKERS: dict[IntentKind, Callable[..., Any]] = {
+    IntentKind.MOVE: associate,
+    IntentKind.DISABLE: disable,
+    IntentKind.ERASE_INVITES: forget_address,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -286,6 +306,7 @@ async def test_a_stopped_worker_gives_the_lease_back(job: Job, settings: Setting
     blocker = {
         IntentKind.MOVE: "LOCK TABLE events IN SHARE MODE",
         IntentKind.DISABLE: "SELECT FROM devices ORDER BY profile_id FOR UPDATE",
+        IntentKind.ERASE_INVITES: "LOCK TABLE invite_events IN SHARE MODE",
     }
     async with held(settings.database_url, (blocker[job.kind], ())):
         running = asyncio.create_task(job.run())
@@ -399,8 +420,8 @@ async def test_an_intent_that_always_fails(job: Job, monkeypatch: pytest.MonkeyP
 async def test_an_intent_that_always_fails_after_its_first_chunk(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """F26: a try that gets over its first chunk and fails at the next counts as one of the 12, unless it moved rows.
 
-    An association moves some rows for good with every try, and so comes to its end; a disable starts from its first
-    holder again and gets nowhere, so it must be given up.
+    An association moves some rows for good with every try, an erasure erases some, and so both come to their end; a
+    disable starts from its first holder again and gets nowhere, so it must be given up.
     """
     always_fails(monkeypatch, job, from_chunk=1)
     row = await job.row()
@@ -412,7 +433,7 @@ async def test_an_intent_that_always_fails_after_its_first_chunk(job: Job, monke
         if row is None or row["stuck_time"] is not None:
             break
         await job.world.pass_time(job.client.project_id, timedelta(minutes=11))
-    if job.kind is IntentKind.MOVE:
+    if job.kind is not IntentKind.DISABLE:
         assert row is None
     else:
         assert row["stuck_time"] is not None

@@ -34,6 +34,10 @@ OF_NO_PROJECT = {
     "new_forget_id",
     "purge_requests",
     "purge_event_ids",
+    "purge_triggers",
+    "last_trigger_number",
+    "newest_triggers",
+    "trigger_writers",
     "new_profile_ids",
     "lock_token",
     "lock_token_shared",
@@ -69,3 +73,33 @@ def test_every_statement_keeps_to_one_project(package: str, query: Query) -> Non
 def test_no_statement_takes_whatever_columns_there_are(package: str, query: Query) -> None:
     """X3: columns are listed, so that an older server runs on a newer schema."""
     assert not re.search(r"\bSELECT\s+(\w+\.)?\*|\bRETURNING\s+\*", query.sql)
+
+
+@pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
+async def test_only_the_log_of_a_project_walks_in_the_order_of_time(
+    database: Database, package: str, query: Query
+) -> None:
+    """E8, E9: no other statement can be planned over the indexes that hold a whole project by time, however small the
+    tables were when it was planned; and those of the log are."""
+    rows = await database.read(lambda connection: _plan(connection, query))
+    indexes = set(re.findall(r"\w+_by_(?:source_)?time\w*|\w+_project_id_event_time_event_id_idx", "\n".join(rows)))
+    walks = package == "onefold.activity" and query.name in {
+        "created_of_project",
+        "ledger_of_person",
+        "ledger_of_project",
+        "events_of_project",
+        "anonymous_events_of_project",
+    }
+    assert bool(indexes) == walks
+
+
+async def _plan(connection: Connection, query: Query) -> list[str]:
+    # Without values nothing would be left of a partitioned table.
+    await connection.execute(f"SET enable_partition_pruning = off; PREPARE planned AS {query.sql}")
+    try:
+        nothing = ", ".join("NULL" for _ in query.parameters)
+        # The generic plan, which every connection keeps.
+        rows = await connection.fetch(f"EXPLAIN EXECUTE planned{f'({nothing})' if nothing else ''}")
+    finally:
+        await connection.execute("DEALLOCATE planned; RESET enable_partition_pruning")
+    return [row[0] for row in rows]

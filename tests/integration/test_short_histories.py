@@ -22,6 +22,7 @@ from onefold.v1.identity_service_pb2 import (
 )
 from onefold.v1.profile_pb2 import Identifiers
 from support.client import Client, email, failure, user
+from support.merging import fields
 from support.world import World
 
 OVER_5_MINUTES = timedelta(minutes=5, seconds=1)
@@ -228,3 +229,46 @@ async def test_a_visitors_answers_are_kept_after_a_forget(email_project: Client,
     await c.events.Track(request)
     await world.settle(c.project_id)
     assert (await c.events.Track(request)).replayed
+
+
+async def test_an_event_id_told_anew_outlives_the_event_that_had_it_before(email_project: Client, world: World) -> None:
+    """E3 I20: erasing a person frees the event ids of that person's events, not one that is another event's since."""
+    c = email_project
+    first, second = ({"identifiers": email(f"{name}@example.com"), "name": "n", "event_id": "e"} for name in "ab")
+    for who in ("a", "b"):
+        await put(c, email(f"{who}@example.com"))
+    await c.track(**first)
+    await world.pass_time(c.project_id, timedelta(days=36))
+    assert not (await c.track(**second)).duplicate
+    await forget(c, email("a@example.com"))
+    await world.settle(c.project_id)
+    assert (await c.track(**second)).duplicate
+
+
+async def test_a_field_set_anew_is_not_taken_back_by_a_later_merges_undo(email_project: Client) -> None:
+    """I19: what one merge had brought, and its undo has taken, is nothing that undoing a later merge takes again."""
+    c = email_project
+    await put(c, email("a@example.com"), data_fields_json='{"plan": 1}')
+    for who in ("b", "c"):
+        await put(c, email(f"{who}@example.com"))
+    earlier = await merge(c, email("a@example.com"), email("b@example.com"))
+    later = await merge(c, email("c@example.com"), email("b@example.com"))
+    await undo(c, earlier)
+    await put(c, email("b@example.com"), data_fields_json='{"plan": 1}')
+    await undo(c, later)
+    assert await fields(c, email("b@example.com")) == {"plan": 1}
+
+
+async def test_an_identifier_leads_to_the_survivor_for_as_long_as_any_merge_left_it(
+    email_project: Client, world: World
+) -> None:
+    """I17: a source's user_id leads to the target for 5 minutes, also if another source brings one that ends sooner."""
+    c = email_project
+    for who, user_id in (("a", "s"), ("b", "o"), ("c", "s"), ("d", "p")):
+        await put(c, Identifiers(email=f"{who}@example.com", user_id=user_id))
+    await merge(c, email("a@example.com"), email("b@example.com"))
+    await world.pass_time(c.project_id, timedelta(minutes=3))
+    await merge(c, email("c@example.com"), email("d@example.com"))
+    await merge(c, email("b@example.com"), email("d@example.com"))
+    await world.pass_time(c.project_id, timedelta(minutes=3))
+    assert (await found(c, user("s"))).email == "d@example.com"

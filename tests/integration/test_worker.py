@@ -240,7 +240,7 @@ async def test_a_lost_bell(stack: Stack, client: Client) -> None:
 async def test_valkey_is_away(stack: Stack, client: Client) -> None:
     """F8, F9, X4: without Valkey every call is OK, health is SERVING, and the workers do the work from PostgreSQL.
 
-    When it is back, bells are heard again.
+    The doorbell is shown degraded meanwhile. When Valkey is back, bells are heard again.
     """
     async with working(stack.settings):
         await call_all(client, ["before"])
@@ -250,6 +250,12 @@ async def test_valkey_is_away(stack: Stack, client: Client) -> None:
             health: Any = health_pb2_grpc.HealthStub(stack.channel)
             answer = await health.Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+            async def degraded() -> bool:
+                shown = await health.Check(health_pb2.HealthCheckRequest(service="onefold.doorbell"))
+                return bool(shown.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+            await eventually(degraded)
             await finished(stack, client, ["before", "a", "b", "c"])
         finally:
             stack.valkey.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,6 @@ from onefold.identity.rules import (
     Person,
     SignupSource,
     VacatedError,
-    changed_people,
     email_problem,
     fold_ascii,
     generated_placeholder,
@@ -30,7 +30,6 @@ from onefold.identity.rules import (
     java_hash_code,
     merge_fields,
     name_person,
-    new_people,
     user_id_problem,
     wanted_identifiers,
 )
@@ -220,7 +219,7 @@ class Profiles:
 
     def directory(self, items: Sequence[tuple[Named, Call]]) -> Directory:
         """What a look-up of everybody that the items name gives."""
-        directory = Directory(self.project_type)
+        directory = Directory(self.project_type, (UUID(int=number) for number in count(1_000)))
         people: dict[int, Person] = {}
         for named, call in items:
             for kind, value in wanted_identifiers(self.project_type, named, prefer_user_id=call.prefer_user_id):
@@ -234,10 +233,9 @@ class Profiles:
 
     def write(self, directory: Directory) -> None:
         """Stores what the directory has made of people. An identifier that must be unique is so afterwards."""
-        for person in changed_people(directory.people):
-            assert person.profile_id is not None
+        for person in directory.changed_people():
             self.rows[person.profile_id.int] = (person.email, person.user_id)
-        for person in new_people(directory.people):
+        for person in directory.new_people():
             person.profile_id = UUID(int=len(self.rows))
             self.rows.append((person.email, person.user_id))
         for kind in (IdentifierKind.EMAIL, IdentifierKind.USER_ID):
@@ -275,7 +273,7 @@ def _fixed(result: str) -> Callable[[], tuple[str, int | None]]:
 
 def _later(outcome: Outcome, person: Person | None) -> Callable[[], tuple[str, int | None]]:
     # Whom an item made gets its number when the batch is written.
-    return lambda: (outcome.name, person.profile_id.int if person and person.profile_id is not None else None)
+    return lambda: (outcome.name, person.profile_id.int if person else None)
 
 
 def names(project_type: IdentifierType) -> st.SearchStrategy[Named]:

@@ -95,9 +95,17 @@ class _KeyedChannel:
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._channel.unary_unary(*args, **kwargs)
+        return self._keyed(self._channel.unary_unary(*args, **kwargs))
 
-        def keyed(request: Any, *, timeout: float | None = None, metadata: Any = ()) -> Any:
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._keyed(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._keyed(self._channel.stream_stream(*args, **kwargs))
+
+    def _keyed(self, call: Any) -> Any:
+        def keyed(request: Any = None, *, timeout: float | None = None, metadata: Any = ()) -> Any:
+            # Of a call that sends a stream: its messages, or None to write them one by one.
             return call(request, timeout=timeout, metadata=(*self._metadata, *metadata))
 
         return keyed
@@ -118,6 +126,12 @@ def timestamp(moment: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(moment)
     return message
+
+
+def first_answer(call: Any) -> Awaitable[Any]:
+    """The answer of a call; of one that answers with a stream, the first."""
+    answer: Awaitable[Any] = call if isinstance(call, Awaitable) else call.read()
+    return answer
 
 
 async def failure(call: Awaitable[object]) -> Failure:

@@ -18,28 +18,32 @@ from onefold.workflows.run import CHUNKS, Ran, run_intent
 # the database's clock moving on, and no production code needs a switch for it.
 _MOMENTS = {
     "projects": ["create_time", "update_time"],
-    "profiles": ["signup_time", "profile_update_time", "create_time", "update_time"],
+    "profiles": ["signup_time", "profile_update_time", "create_time", "update_time", "cart_event_time"],
     "identifiers": ["link_time", "grace_end_time", "redirect_end_time"],
     "events": ["event_time", "receive_time"],
     "anonymous_events": ["event_time", "receive_time"],
+    "invite_events": ["event_time", "receive_time"],
     "event_ids": ["receive_time"],
     "merges": [
         "create_time",
         "settle_time",
         "undo_time",
+        "source_create_time",
         "moved_oldest_event_time",
         "late_oldest_event_time",
     ],
-    "moves": ["window_end_time", "alive_after", "create_time", "first_pass_time"],
+    "moves": ["window_start_time", "window_end_time", "alive_after", "create_time", "first_pass_time"],
     "forgotten": ["forget_time"],
     "devices": ["create_time", "update_time"],
     "token_disables": ["create_time", "finish_time"],
     "intents": ["create_time", "due_time", "lease_end_time", "stuck_time"],
     "requests": ["create_time"],
+    "triggers": ["event_time", "create_time"],
     "criteria": ["create_time", "update_time"],
     "consents": ["consent_time", "withdraw_time", "record_time"],
     "activation_visitors": ["oldest_event_time", "counted_time", "active_day"],
     "activation_notes": ["create_time"],
+    "activities": ["activity_time"],
 }
 
 # Notes of visitors' events hold the keys of those.

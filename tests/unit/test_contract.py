@@ -23,7 +23,9 @@ METHODS = {
     for service in file.services_by_name.values()
     for method in service.methods
 }
-WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE]
+# A client's stream has no one request that could be sent again as a whole: its batches are, and their event_ids make
+# that safe.
+WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE and not METHODS[path].client_streaming]
 REASON = re.compile(r"^  // ([A-Z_]+)[.,](?:(?!^  ERROR_).)*^  ERROR_REASON_([A-Z_]+) = \d+;", re.MULTILINE | re.DOTALL)
 # Answered by gRPC itself or by the caller's own deadline, before or beside any method: no proto comment is about them.
 OF_THE_TRANSPORT = {"STREAM_KEY_CHECK_SECONDS", "METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS"}
@@ -130,7 +132,16 @@ LIMITS = [
     ("DATA_DEPTH", "identity_service.proto", f"{limits.DATA_DEPTH} levels deep"),
     ("DATA_KEYS_PER_OBJECT", "event.proto", f"{limits.DATA_KEYS_PER_OBJECT} keys in one object"),
     ("DATA_KEYS_PER_OBJECT", "identity_service.proto", f"{limits.DATA_KEYS_PER_OBJECT} keys in one object"),
+    ("EVENT_ITEMS", "event.proto", f"1 to {limits.EVENT_ITEMS} items"),
+    ("ITEM_ID_BYTES", "event.proto", f"as the shop knows it: 1 to {limits.ITEM_ID_BYTES} bytes"),
+    ("ITEM_NAME_BYTES", "event.proto", f"the shop calls it: 1 to {limits.ITEM_NAME_BYTES} bytes"),
     ("BATCH_EVENTS", "events_service.proto", f"At most {limits.BATCH_EVENTS:,}."),
+    ("STREAM_BATCHES", "events_service.proto", f"At most {limits.STREAM_BATCHES} batches of a stream wait"),
+    (
+        "STREAM_WRITE_SECONDS",
+        "events_service.proto",
+        f"reads no answers for {limits.STREAM_WRITE_SECONDS:.0f} seconds",
+    ),
     ("BATCH_PROFILES", "identity_service.proto", f"At most {limits.BATCH_PROFILES:,}."),
     ("FILTER_NAMES", "events_service.proto", f"at most {limits.FILTER_NAMES}."),
     *(
@@ -163,6 +174,12 @@ LIMITS = [
         f"read nothing from it for {limits.STREAM_WRITE_SECONDS:.0f} seconds",
     ),
     ("REQUEST_ID_LIFETIME", "identity_service.proto", f"again for {hours('REQUEST_ID_LIFETIME')} hours"),
+    ("TRIGGER_AGE", "events_service.proto", f"within {hours('TRIGGER_AGE')} hours before its anonymous_id was linked"),
+    ("TRIGGER_LIFETIME", "events_service.proto", f"Kept for {limits.TRIGGER_LIFETIME.days} days"),
+    ("TRIGGER_PAGE_EVENTS", "events_service.proto", f"at most {limits.TRIGGER_PAGE_EVENTS} triggers"),
+    ("TRIGGER_IDLE_SECONDS", "events_service.proto", f"at least every {limits.TRIGGER_IDLE_SECONDS:.0f} seconds"),
+    ("ACTIVITY_LOOK_ROWS", "events_service.proto", f"at most {limits.ACTIVITY_LOOK_ROWS:,} entries of each kind"),
+    ("ACTIVITY_COUNT_EVENTS", "activity.proto", f"still has {limits.ACTIVITY_COUNT_EVENTS:,} events or more"),
 ]
 
 
@@ -197,10 +214,11 @@ CONTRACT = {
 
 
 def test_the_limits_are_those_of_the_contract() -> None:
-    """X5, I2, I8, E3, E4, E8, D6: the numbers are the contract's."""
+    """X5, I2, I8, A9, E3, E4, E8, D6: the numbers are the contract's."""
     assert {name: getattr(limits, name) for name in CONTRACT} == CONTRACT
     assert limits.EVENT_AHEAD.total_seconds() == 24 * 3600
     assert limits.ANONYMOUS_LIFETIME.days == 30
     assert limits.LINK_GRACE.total_seconds() == limits.BACKFILL_AGE.total_seconds() == 300
     assert limits.EVENT_ID_LIFETIME.days == 35
     assert limits.REQUEST_ID_LIFETIME.total_seconds() == 24 * 3600
+    assert limits.TRIGGER_AGE.total_seconds() == 72 * 3600

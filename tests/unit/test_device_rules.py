@@ -59,6 +59,15 @@ def test_again_updates_and_merges(again: Registration, fields: dict[str, Any], o
     assert orjson.loads(copy.data_fields) == fields
 
 
+def test_a_browser_token_needs_no_application() -> None:
+    """D2: told without an application, a new browser token gets the default and one that is there keeps its own."""
+    anonymous = registration(Platform.WEB, "")
+    new, _ = register(None, anonymous, 0)
+    assert new.application_name == "web"
+    named, _ = register(new, registration(Platform.WEB, "shop"), 0)
+    assert register(named, anonymous, 0) == (named, Outcome.UNCHANGED)
+
+
 def test_again_enables() -> None:
     """D1: registering a copy that is off switches it on, and says that something changed."""
     off = Copy(STORED.platform, STORED.application_name, STORED.data_fields, False)
@@ -86,14 +95,17 @@ def test_the_last_telling_of_each_key_stays(tellings: list[dict[str, Any]], enab
 
 
 @pytest.mark.parametrize(("held", "accepted"), [(0, True), (499, True), (500, False), (501, False)])
-def test_the_limit_is_500(held: int, accepted: bool) -> None:
-    """D6: the 500th device is taken, the 501st refused, naming the limit; one that is held already is always taken."""
-    assert register(STORED, registration(model="two"), held)[1] is Outcome.UPDATED
+@pytest.mark.parametrize(("platform", "sort"), [(Platform.APNS, "500 devices"), (Platform.WEB, "500 browser tokens")])
+def test_the_limit_is_500(platform: Platform, sort: str, held: int, accepted: bool) -> None:
+    """D6: the 500th of a sort is taken, the 501st refused, naming the limit; one that is held already is always
+    taken."""
+    stored, _ = register(None, registration(platform), 0)
+    assert register(stored, registration(platform, model="two"), held)[1] is Outcome.UPDATED
     if accepted:
-        assert register(None, registration(), held)[1] is Outcome.CREATED
+        assert register(None, registration(platform), held)[1] is Outcome.CREATED
         return
-    with pytest.raises(OnefoldError) as refused:
-        register(None, registration(), held)
+    with pytest.raises(OnefoldError, match=sort) as refused:
+        register(None, registration(platform), held)
     assert refused.value.kind is Kind.RESOURCE_EXHAUSTED
     assert refused.value.reason is Reason.DEVICE_LIMIT
     assert dict(refused.value.metadata) == {"limit": "500"}

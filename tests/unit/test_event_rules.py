@@ -91,6 +91,18 @@ def test_when_a_time_is_refused(named: Named | None, event_time: datetime | None
         assert [violation.field for violation in error.violations] == ["event_time"]
 
 
+def test_an_invite_is_never_too_old() -> None:
+    """E5, E6: the 30 days are a visitor's; what was sent to an address is kept whenever it happened."""
+    invite = replace(ARRIVAL, named=None, recipient="person@example.com", event_time=NOW - timedelta(days=31))
+    assert check_time(invite, NOW) is None
+
+
+@pytest.mark.parametrize("wish", [False, True])
+def test_the_wish_not_to_trigger_is_no_part_of_the_body(wish: bool) -> None:
+    """E3, E5: an event told again with another suppress_triggers is the same event."""
+    assert replace(ARRIVAL, suppress_triggers=wish).body_hash() == ARRIVAL.body_hash()
+
+
 @pytest.mark.parametrize(
     ("age", "expired"),
     [

@@ -17,8 +17,11 @@ import re2
 
 Test = Callable[[Any], bool]
 
-# A pattern's program and its cache stay below this; RE2 goes on in linear time, only slower, when the cache is full.
-_PATTERN_MEMORY_BYTES: Final = 1024 * 1024
+# RE2 is linear in the text, but at its slowest it also takes every instruction of the pattern for every byte: this
+# keeps the slowest pattern on the largest text within seconds, and all ordinary ones within a millisecond. A class of
+# all of Unicode's letters (\pL) takes 1,200.
+PATTERN_INSTRUCTIONS: Final = 1_300
+_PATTERN_MEMORY_BYTES: Final = 8 * 1024 * 1024
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 # Longer integers than any long are compared as doubles, because reading them exactly is not linear.
 _EXACT_DIGITS: Final = 40
@@ -29,27 +32,28 @@ def test_of(comparator: str, values: Sequence[str], field_type: str) -> Test:
     """The test of a condition that `criteria.check` has passed. Patterns are compiled here, once."""
     match comparator:
         case "Equals":
-            return _any_element(_equals(values, field_type))
+            return _equals(values, field_type)
         case "DoesNotEqual":
-            return _does_not_equal(_any_element(_equals(values, field_type)))
+            equals = _equals(values, field_type)
+            return lambda value: _is_there(value) and not equals(value)
         case "IsSet":
-            return _any_element(_is_set)
+            return _is_set
         case "GreaterThan":
-            return _any_element(_ordered(operator.gt, values))
+            return _ordered(operator.gt, values)
         case "GreaterThanOrEqualTo":
-            return _any_element(_ordered(operator.ge, values))
+            return _ordered(operator.ge, values)
         case "LessThan":
-            return _any_element(_ordered(operator.lt, values))
+            return _ordered(operator.lt, values)
         case "LessThanOrEqualTo":
-            return _any_element(_ordered(operator.le, values))
+            return _ordered(operator.le, values)
         case "Contains":
-            return _any_element(_text(lambda text: any(value in text for value in values)))
+            return _text(lambda text: any(value in text for value in values))
         case "StartsWith":
             prefixes = tuple(values)
-            return _any_element(_text(lambda text: text.startswith(prefixes)))
+            return _text(lambda text: text.startswith(prefixes))
         case "MatchesRegex":
             patterns = [re2.compile(value, _options()) for value in values]
-            return _any_element(_text(lambda text: any(pattern.search(text) for pattern in patterns)))
+            return _text(lambda text: any(pattern.search(text) for pattern in patterns))
         case _:
             raise ValueError("an unknown comparator: the criterion was not checked")
 
@@ -57,11 +61,13 @@ def test_of(comparator: str, values: Sequence[str], field_type: str) -> Test:
 def pattern_problem(pattern: str) -> str | None:
     """Why RE2 refuses a regular expression, such as one with look-around or back-references; None if it takes it."""
     try:
-        re2.compile(pattern, _options())
+        instructions = re2.compile(pattern, _options()).programsize
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         return f"is not a regular expression of RE2: {text[:100]}"
+    if instructions > PATTERN_INSTRUCTIONS:
+        return f"is too large: {instructions} instructions of RE2, where {PATTERN_INSTRUCTIONS} are allowed"
     return None
 
 
@@ -85,20 +91,6 @@ def _options() -> Any:
     return options
 
 
-def _any_element(test: Test) -> Test:
-    def holds(value: Any) -> bool:
-        if value.__class__ is list:
-            return any(map(holds, value))
-        return test(value)
-
-    return holds
-
-
-def _does_not_equal(equals: Test) -> Test:
-    is_there = _any_element(lambda value: value is not None)
-    return lambda value: is_there(value) and not equals(value)
-
-
 def _equals(values: Sequence[str], field_type: str) -> Test:
     texts = frozenset(values)
     numbers = frozenset(number for value in values if (number := number_of(value)) is not None)
@@ -106,19 +98,17 @@ def _equals(values: Sequence[str], field_type: str) -> Test:
     # "2.0" equals "2" where both are meant as numbers; a field of type string tells them apart.
     reads_numbers = bool(numbers) and field_type not in _TEXT_ONLY
 
-    def equals(value: Any) -> bool:
+    def holds(value: Any) -> bool:
         kind = value.__class__
         if kind is str:
             return value in texts or (reads_numbers and number_of(value) in numbers)
+        if kind is int or kind is float:
+            return value in numbers
         if kind is bool:
             return value in booleans
-        return (kind is int or kind is float) and value in numbers
+        return kind is list and any(map(holds, value))
 
-    return equals
-
-
-def _is_set(value: Any) -> bool:
-    return value is not None and value != "" and value != {}
+    return holds
 
 
 def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> Test:
@@ -126,6 +116,8 @@ def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> 
 
     def holds(value: Any) -> bool:
         kind = value.__class__
+        if kind is list:
+            return any(map(holds, value))
         number = number_of(value) if kind is str else value if kind is int or kind is float else None
         return number is not None and any(compare(number, bound) for bound in bounds)
 
@@ -133,4 +125,21 @@ def _ordered(compare: Callable[[float, float], bool], values: Sequence[str]) -> 
 
 
 def _text(test: Callable[[str], bool]) -> Test:
-    return lambda value: value.__class__ is str and test(value)
+    def holds(value: Any) -> bool:
+        if value.__class__ is str:
+            return test(value)
+        return value.__class__ is list and any(map(holds, value))
+
+    return holds
+
+
+def _is_set(value: Any) -> bool:
+    if value.__class__ is list:
+        return any(map(_is_set, value))
+    return value is not None and value != "" and value != {}
+
+
+def _is_there(value: Any) -> bool:
+    if value.__class__ is list:
+        return any(map(_is_there, value))
+    return value is not None

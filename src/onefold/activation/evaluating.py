@@ -19,20 +19,27 @@ from onefold.activation.criteria import And, Comparator, Condition, Not, Query
 
 JsonObject: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str, ...]
-# What a query is evaluated in: the data, the event's name, how many more elements may be asked, and the objects that
-# are bound.
+# What a query is evaluated in: the data, the event's name, whether the elements of an array are being asked, how many
+# more of arrays within that may be, and the objects that are bound.
 Scope: TypeAlias = list[Any]
 Predicate: TypeAlias = Callable[[Scope], bool]
 
 _ROOT: Final = 0
 _NAME: Final = 1
-_BUDGET: Final = 2
-# Only conditions that weave several arrays into one another ask more than one question for each element. Those that
-# would ask more than this of one event are answered by the elements seen until then.
-_ELEMENTS_PER_EVENT: Final = 500_000
+_LOOPING: Final = 2
+_BUDGET: Final = 3
+_SLOTS: Final = 4
+# Conditions that weave several arrays into one another multiply their elements. Whatever would ask more than this of
+# one event is answered by the elements seen until then: no criterion may keep a server busy for long.
+_INNER_ELEMENTS: Final = 20_000
 _NOTHING: Final[JsonObject] = {}
 
 EVENT_NAME: Final = "eventName"
+
+
+def scope_of(data: JsonObject, name: str | None, slots: int) -> Scope:
+    """What queries with so many slots at most are asked of: an event's data and name, or a profile, which has none."""
+    return [data, name, False, 0, *[_NOTHING] * slots]
 
 
 class Matcher:
@@ -45,24 +52,30 @@ class Matcher:
     def __init__(self, query: Query) -> None:
         self._query = query
         conditions = list(conditions_of(query))
+        # No plan needs more: each dot is the end of a path that conditions may share.
+        self.slots = sum(each.field.count(".") for each in conditions)
         self._tests = {each: test_of(each.comparator, each.values, each.field_type) for each in conditions}
         self._names = {name for each in conditions for name in _possible_names(each)}
         self._plain = self._plan("", is_cut=False)
-        self._plans: dict[tuple[str, bool], tuple[Predicate, int]] = {}
+        self._plans: dict[tuple[str, bool], Predicate] = {}
+        # Whether the query is met. One scope may be asked of several queries, one after the other. Most have no dots,
+        # so that the event's name changes nothing and there is nothing to bind.
+        self.matches: Predicate = self._by_name if self._names else self._plain
 
-    def matches(self, data: JsonObject, name: str | None) -> bool:
-        """Whether the data of an event of that name meets the query; a profile has no name."""
-        predicate, slots = self._named(data, name) if name in self._names else self._plain
-        return predicate([data, name, _ELEMENTS_PER_EVENT, *[_NOTHING] * slots])
+    def _by_name(self, scope: Scope) -> bool:
+        scope[_BUDGET] = _INNER_ELEMENTS
+        if scope[_NAME] in self._names:
+            return self._named(scope[_ROOT], scope[_NAME])(scope)
+        return self._plain(scope)
 
-    def _named(self, data: JsonObject, name: str) -> tuple[Predicate, int]:
+    def _named(self, data: JsonObject, name: str) -> Predicate:
         is_cut = data.get(name.partition(".")[0]).__class__ not in (dict, list)
         plan = self._plans.get((name, is_cut))
         if plan is None:
             plan = self._plans[name, is_cut] = self._plan(name, is_cut=is_cut)
         return plan
 
-    def _plan(self, name: str, *, is_cut: bool) -> tuple[Predicate, int]:
+    def _plan(self, name: str, *, is_cut: bool) -> Predicate:
         return _Planner(self._query, self._tests, name, is_cut).plan()
 
 
@@ -103,12 +116,12 @@ class _Planner:
         prefixes = Counter(prefix for each in conditions_of(query) for prefix in self._prefixes(each))
         # Whoever shares a path shares its beginnings too, so these form a tree.
         self._shared = {prefix: count for prefix, count in prefixes.items() if count > 1}
-        self._slots = {prefix: slot for slot, prefix in enumerate(sorted(self._shared), start=_BUDGET + 1)}
+        self._slots = {prefix: slot for slot, prefix in enumerate(sorted(self._shared), start=_SLOTS)}
         self._slots[()] = _ROOT
 
-    def plan(self) -> tuple[Predicate, int]:
-        """The predicate, and how many slots it needs."""
-        return self._part(self._query).holds, len(self._shared)
+    def plan(self) -> Predicate:
+        """The predicate."""
+        return self._part(self._query).holds
 
     def _path(self, condition: Condition) -> Path:
         text = condition.field
@@ -210,13 +223,18 @@ def _binding(predicate: Predicate, slot: int, parent: int, key: str) -> Predicat
         scope[slot] = value if value.__class__ is dict else _NOTHING
         answer = predicate(scope)
         if value.__class__ is list:
+            is_inner = scope[_LOOPING]
+            scope[_LOOPING] = True
             for element in _objects(value):
-                scope[_BUDGET] -= 1
-                if scope[_BUDGET] < 0:
-                    break
+                if is_inner:
+                    scope[_BUDGET] -= 1
+                    if scope[_BUDGET] < 0:
+                        break
                 scope[slot] = element
                 if predicate(scope) != answer:
-                    return not answer
+                    answer = not answer
+                    break
+            scope[_LOOPING] = is_inner
         return answer
 
     return holds

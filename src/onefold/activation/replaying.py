@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -50,5 +50,5 @@ async def replay(
     if written.outcome is Outcome.UNCHANGED and any(
         isinstance(result, Written) and result.outcome is Outcome.UPDATED for result in results
     ):
-        written = replace(written, outcome=Outcome.UPDATED)
+        written = written._replace(outcome=Outcome.UPDATED)
     return written, results

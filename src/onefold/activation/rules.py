@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from onefold.activation.criteria import And, Comparator, Condition, DataType, Leaf, Node, Or, walk
-from onefold.activation.evaluating import EVENT_NAME, Matcher, conditions_of
+from onefold.activation.evaluating import EVENT_NAME, Matcher, Predicate, Scope, conditions_of, scope_of
 from onefold.events.rules import EventKind
 
 UPDATE_CART: Final = "updateCart"
@@ -42,10 +42,6 @@ class Event:
     name: str
     data: dict[str, Any]
 
-    def meets(self, matcher: Matcher) -> bool:
-        """Whether the event meets a query."""
-        return matcher.matches(self.data, UPDATE_CART if self.data_type is DataType.CART_UPDATE else self.name)
-
 
 @dataclass(frozen=True, slots=True)
 class UnmetCondition:
@@ -55,8 +51,7 @@ class UnmetCondition:
     field: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeafReport:
+class LeafReport(NamedTuple):
     """How a leaf came out. `match_count` counts the profile as one event; it holds if within needed and max_match.
 
     `event_ids` are the matching events, in their order. `unmet` says what is missing where too few matched; it may be
@@ -96,9 +91,10 @@ class CompiledCriterion:
     def __init__(self, criterion_id: str, root: Node) -> None:
         self.criterion_id = criterion_id
         self._leaves = [_CompiledLeaf(path, node) for path, node, _ in walk(root) if isinstance(node, Leaf)]
+        self._slots = max(leaf.slots for leaf in self._leaves)
         self._holds = _tree(root, iter(range(len(self._leaves))).__next__)
         self._by_type = {
-            data_type: [(index, leaf) for index, leaf in enumerate(self._leaves) if leaf.looks_at(data_type)]
+            data_type: [(index, leaf.matches) for index, leaf in enumerate(self._leaves) if data_type in leaf.looks_at]
             for data_type in DataType
         }
 
@@ -108,52 +104,68 @@ class CompiledCriterion:
 
     def update(self, counts: list[int], event: Event) -> bool:
         """Counts one more event; tells whether any leaf matched it, so that the state changed."""
-        matching = self._matching(event)
+        matching = self._matching(event.data_type, self._scope(event))
         for index in matching:
             counts[index] += 1
         return bool(matching)
 
     def is_match(self, counts: Sequence[int], profile_fields: dict[str, Any]) -> bool:
         """Whether a visitor in that state and with those fields matches."""
-        return self._holds(self._outcomes(self._with_profile(counts, profile_fields)))
+        return self._holds(self._outcomes(self._with_profile(counts, self._profile_scope(profile_fields))))
 
     def report(self, events: Sequence[Event], profile_fields: dict[str, Any]) -> CriterionReport:
         """Whether these events and fields match, and why."""
         counts = self.start()
         event_ids: list[list[str]] = [[] for _ in self._leaves]
-        for event in events:
-            for index in self._matching(event):
+        scopes = [(event.data_type, self._scope(event)) for event in events]
+        for event, (data_type, scope) in zip(events, scopes, strict=True):
+            for index in self._matching(data_type, scope):
                 counts[index] += 1
                 event_ids[index].append(event.event_id)
-        counts = self._with_profile(counts, profile_fields)
+        scopes.append((DataType.USER, self._profile_scope(profile_fields)))
+        counts = self._with_profile(counts, scopes[-1][1])
         outcomes = self._outcomes(counts)
         is_match = self._holds(outcomes)
+        wanting = [not is_match and count < leaf.needed for leaf, count in zip(self._leaves, counts, strict=True)]
+        unmet = self._reasons.unmet(wanting, scopes) if any(wanting) else {}
         leaves = tuple(
             LeafReport(
                 leaf.path,
                 leaf.data_type,
-                outcome,
-                count,
+                outcomes[index],
+                counts[index],
                 leaf.needed,
                 leaf.max_match,
-                tuple(ids),
-                () if is_match or count >= leaf.needed else leaf.unmet(events, profile_fields),
+                tuple(event_ids[index]),
+                unmet.get(index, ()),
             )
-            for leaf, outcome, count, ids in zip(self._leaves, outcomes, counts, event_ids, strict=True)
+            for index, leaf in enumerate(self._leaves)
         )
         return CriterionReport(self.criterion_id, is_match, leaves)
 
-    def _matching(self, event: Event) -> list[int]:
-        return [index for index, leaf in self._by_type[event.data_type] if event.meets(leaf.matcher)]
+    def _scope(self, event: Event) -> Scope:
+        name = UPDATE_CART if event.data_type is DataType.CART_UPDATE else event.name
+        return scope_of(event.data, name, self._slots)
 
-    def _with_profile(self, counts: Sequence[int], profile_fields: dict[str, Any]) -> list[int]:
+    def _profile_scope(self, profile_fields: dict[str, Any]) -> Scope:
+        return scope_of(profile_fields, None, self._slots)
+
+    def _matching(self, data_type: DataType, scope: Scope) -> list[int]:
+        return [index for index, matches in self._by_type[data_type] if matches(scope)]
+
+    def _with_profile(self, counts: Sequence[int], profile: Scope) -> list[int]:
         result = list(counts)
-        for index, leaf in self._by_type[DataType.USER]:
-            result[index] = int(leaf.matcher.matches(profile_fields, None))
+        for index, matches in self._by_type[DataType.USER]:
+            result[index] = int(matches(profile))
         return result
 
     def _outcomes(self, counts: Iterable[int]) -> list[bool]:
         return [leaf.holds(count) for leaf, count in zip(self._leaves, counts, strict=True)]
+
+    @cached_property
+    def _reasons(self) -> _Reasons:
+        # Made when somebody first asks why there is no match.
+        return _Reasons(self._leaves)
 
 
 def evaluate(
@@ -177,37 +189,60 @@ class _CompiledLeaf:
         self.data_type = DataType(leaf.data_type)
         self.needed = leaf.needed
         self.max_match = leaf.max_match
-        self.matcher = Matcher(leaf.query)
-        self._conditions = [
+        matcher = Matcher(leaf.query)
+        self.matches = matcher.matches
+        self.slots = matcher.slots
+        self.conditions = [
             (where, node) for where, node, _ in walk(leaf.query, f"{path}.query.") if isinstance(node, Condition)
         ]
-        # To callers that know carts as custom events, an "updateCart" is one; others must not count carts by chance.
-        self._counts_carts = any(map(_names_cart, conditions_of(leaf.query)))
-
-    def looks_at(self, data_type: DataType) -> bool:
-        """Whether events of that sort can match."""
-        if data_type is DataType.CART_UPDATE and self.data_type is DataType.CUSTOM_EVENT:
-            return self._counts_carts
-        return data_type is self.data_type
+        self.looks_at = frozenset({self.data_type})
+        if self.data_type is DataType.CUSTOM_EVENT and any(map(_names_cart, conditions_of(leaf.query))):
+            # To callers that know carts as custom events, this is one; other leaves must not count carts by chance.
+            self.looks_at |= {DataType.CART_UPDATE}
 
     def holds(self, count: int) -> bool:
         """Whether so many matching events are as many as the leaf wants."""
         return count >= self.needed and (self.max_match is None or count <= self.max_match)
 
-    def unmet(self, events: Sequence[Event], profile_fields: dict[str, Any]) -> tuple[UnmetCondition, ...]:
-        """The conditions that none of the events meets, or that the profile does not meet."""
-        pending = self._unmet
-        if self.data_type is DataType.USER:
-            pending = [each for each in pending if not each[1].matches(profile_fields, None)]
-        for event in events:
-            if self.looks_at(event.data_type):
-                pending = [each for each in pending if not event.meets(each[1])]
-        return tuple(condition for condition, _ in pending)
 
-    @cached_property
-    def _unmet(self) -> list[tuple[UnmetCondition, Matcher]]:
-        # Each condition alone. Made when somebody first asks why.
-        return [(UnmetCondition(path, condition.field), Matcher(condition)) for path, condition in self._conditions]
+class _Reasons:
+    """Finds the conditions that nothing meets. Each is looked at alone, and once for all leaves that ask the same."""
+
+    def __init__(self, leaves: Sequence[_CompiledLeaf]) -> None:
+        self._asked: dict[DataType, list[tuple[int, Predicate]]] = {data_type: [] for data_type in DataType}
+        self._of_leaf: list[list[tuple[int, UnmetCondition]]] = []
+        numbers: dict[tuple[frozenset[DataType], Condition], int] = {}
+        for leaf in leaves:
+            mine = []
+            for path, condition in leaf.conditions:
+                number = numbers.setdefault((leaf.looks_at, condition), len(numbers))
+                mine.append((number, UnmetCondition(path, condition.field)))
+            self._of_leaf.append(mine)
+        for (looks_at, condition), number in numbers.items():
+            matches = Matcher(condition).matches
+            for data_type in looks_at:
+                self._asked[data_type].append((number, matches))
+
+    def unmet(
+        self, wanting: Sequence[bool], scopes: Iterable[tuple[DataType, Scope]]
+    ) -> dict[int, tuple[UnmetCondition, ...]]:
+        """For each leaf that wants events, its conditions that nothing meets."""
+        met = self._met(scopes)
+        return {
+            index: tuple([condition for number, condition in mine if number not in met])
+            for index, mine in enumerate(self._of_leaf)
+            if wanting[index]
+        }
+
+    def _met(self, scopes: Iterable[tuple[DataType, Scope]]) -> set[int]:
+        pending = dict(self._asked)
+        met: set[int] = set()
+        for data_type, scope in scopes:
+            hits = [number for number, matches in pending[data_type] if matches(scope)]
+            if hits:
+                met.update(hits)
+                pending[data_type] = [each for each in pending[data_type] if each[0] not in met]
+        return met
 
 
 def _names_cart(condition: Condition) -> bool:

@@ -5,7 +5,8 @@
 SELECT pg_advisory_xact_lock_shared(:key::bigint);
 
 -- name: lock_token
--- A disable for everybody excludes the token's registrations until it is committed.
+-- A disable for everybody excludes the token's registrations until it is committed. So does an exclusive registration,
+-- which makes one: of two at one time the second then finds the first one's copy, and switches it off.
 SELECT pg_advisory_xact_lock(:key::bigint);
 
 -- name: find_copy
@@ -67,16 +68,61 @@ SET
     update_time = excluded.update_time;
 
 -- name: renew_copy
--- A registration or a disable that changes nothing still is the newest operation.
+-- A registration that changes nothing still is the newest operation.
 UPDATE devices
 SET operation_number = nextval('operation_numbers')
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
 
 -- name: disable_copy
--- Switches one profile's copy off.
+-- Switches one profile's copy off, and those of the profiles that were merged into it, so that no undo brings one back on.
+-- They get one number, which tells a merge and its undo that none of them is newer. The rows are locked in the order in
+-- which a disable for everybody takes them.
+WITH copies AS (
+    SELECT devices.profile_id
+    FROM devices
+    WHERE
+        devices.project_id = :project_id
+        AND devices.token = :token
+        AND devices.profile_id = ANY(
+            ARRAY(
+                SELECT :profile_id::uuid
+                UNION ALL
+                SELECT unnest(merges.origin_ids)
+                FROM merges
+                WHERE
+                    merges.project_id = :project_id
+                    AND merges.target_profile_id = :profile_id
+                    AND merges.kind = 'PROFILE'
+                    AND merges.undo_time IS NULL
+            )
+        )
+    ORDER BY devices.profile_id
+    FOR UPDATE
+)
+
 UPDATE devices
-SET endpoint_enabled = false, operation_number = nextval('operation_numbers'), update_time = now()
-WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
+SET
+    endpoint_enabled = false,
+    operation_number = (SELECT nextval('operation_numbers')),
+    -- One that an open disable of the token reaches has been off since that.
+    update_time = CASE
+        WHEN devices.endpoint_enabled
+            THEN coalesce(
+                (
+                    SELECT min(disable.create_time)
+                    FROM token_disables AS disable
+                    WHERE
+                        disable.project_id = :project_id
+                        AND disable.token = :token
+                        AND disable.finish_time IS NULL
+                        AND disable.operation_number > devices.operation_number
+                ),
+                now()
+            )
+        ELSE devices.update_time
+    END
+FROM copies
+WHERE devices.project_id = :project_id AND devices.profile_id = copies.profile_id AND devices.token = :token;
 
 -- name: token_is_held
 -- Whether a living profile holds a token: the copies of one that was merged away are kept for an undo only.
@@ -86,6 +132,26 @@ SELECT
         FROM devices
         INNER JOIN profiles ON profiles.project_id = :project_id AND profiles.profile_id = devices.profile_id
         WHERE devices.project_id = :project_id AND devices.token = :token
+    );
+
+-- name: others_hold_token
+-- Whether an exclusive registration has anything to switch off: a copy of another living profile, on or off, or one that is
+-- still on of a profile that was merged away, because an undo would bring that back as it is. The LIMIT keeps the planner
+-- to looking one profile up after the other until there is one; it might read all of them.
+SELECT
+    EXISTS (
+        SELECT
+        FROM devices
+        CROSS JOIN LATERAL (
+            SELECT FROM profiles
+            WHERE profiles.project_id = :project_id AND profiles.profile_id = devices.profile_id
+            LIMIT 1
+        ) AS living
+        WHERE devices.project_id = :project_id AND devices.token = :token AND devices.profile_id <> :profile_id
+    )
+    OR EXISTS (
+        SELECT FROM devices
+        WHERE project_id = :project_id AND token = :token AND profile_id <> :profile_id AND endpoint_enabled
     );
 
 -- name: add_disable

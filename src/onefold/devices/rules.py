@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from onefold.errors import OnefoldError, Reason, exhausted
 from onefold.identity.rules import Outcome, updated_fields
 from onefold.limits import DEVICES_PER_PROFILE
+
+# The application of a browser token that no registration has named one for.
+BROWSER_APPLICATION_NAME: Final = "web"
 
 
 class Platform(enum.IntEnum):
@@ -26,7 +29,7 @@ class Platform(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A device as a request tells it, checked."""
+    """A device as a request tells it, checked. Only a browser token may come without an application_name ("")."""
 
     token: str
     platform: Platform
@@ -50,12 +53,13 @@ def register(stored: Copy | None, registration: Registration, held_count: int) -
     `held_count` is how many devices of the sort the profile has. Raises DEVICE_LIMIT (D6) or DATA_FIELDS_LIMIT.
     """
     if counts_anew(stored, registration) and held_count >= DEVICES_PER_PROFILE:
-        raise device_limit()
+        raise device_limit(registration.platform)
+    before = stored.data_fields if stored else "{}"
+    fields = updated_fields(before, registration.data_fields, nested=False) or before
+    name = registration.application_name or (stored.application_name if stored else BROWSER_APPLICATION_NAME)
+    after = Copy(registration.platform, name, fields, True)
     if stored is None:
-        fields = updated_fields("{}", registration.data_fields, nested=False) or "{}"
-        return Copy(registration.platform, registration.application_name, fields, True), Outcome.CREATED
-    fields = updated_fields(stored.data_fields, registration.data_fields, nested=False) or stored.data_fields
-    after = Copy(registration.platform, registration.application_name, fields, True)
+        return after, Outcome.CREATED
     return after, Outcome.UNCHANGED if after == stored else Outcome.UPDATED
 
 
@@ -64,10 +68,11 @@ def counts_anew(stored: Copy | None, registration: Registration) -> bool:
     return stored is None or (stored.platform is Platform.WEB) != (registration.platform is Platform.WEB)
 
 
-def device_limit() -> OnefoldError:
-    """The profile has as many devices as it may have."""
+def device_limit(platform: Platform) -> OnefoldError:
+    """The profile has as many browser tokens, or as many other devices, as it may have."""
+    sort = "browser tokens" if platform is Platform.WEB else "devices"
     return exhausted(
         Reason.DEVICE_LIMIT,
-        f"The profile has {DEVICES_PER_PROFILE} devices already, which is as many as it may have.",
+        f"The profile has {DEVICES_PER_PROFILE} {sort} already, which is as many as it may have.",
         limit=str(DEVICES_PER_PROFILE),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 import grpc
 import orjson
 
+from onefold.activity import store as activity
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
@@ -22,7 +23,7 @@ from onefold.identity.messages import (
     to_profile_write,
 )
 from onefold.identity.people import find_profile_id, write_profile
-from onefold.identity.rules import Call, Outcome, SignupSource
+from onefold.identity.rules import Call, Named, Outcome, SignupSource
 from onefold.identity.store import hold_profile
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
@@ -36,6 +37,15 @@ from onefold.rpc.replay import write_once
 from onefold.v1 import device_pb2, devices_service_pb2, devices_service_pb2_grpc, profile_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+Registered = TypeVar(
+    "Registered", devices_service_pb2.RegisterDeviceResponse, devices_service_pb2.RegisterBrowserTokenResponse
+)
+Answer: TypeAlias = (
+    devices_service_pb2.RegisterDeviceResponse
+    | devices_service_pb2.RegisterBrowserTokenResponse
+    | devices_service_pb2.DisableDeviceResponse
+)
 
 _FIRST_PROFILE = UUID(int=0)
 
@@ -51,36 +61,57 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
         self, request: devices_service_pb2.RegisterDeviceRequest, context: Context
     ) -> devices_service_pb2.RegisterDeviceResponse:
         """Registers a device for a profile."""
-        project = caller().project
         checker = Checker()
-        named = read_identifiers(checker, project, request.identifiers, long_user_id=request.prefer_user_id)
+        named = read_identifiers(checker, caller().project, request.identifiers, long_user_id=request.prefer_user_id)
         registration = _read_device(checker, request.device)
-        request_id = checker.request_id(request.request_id)
-        checker.raise_if_wrong()
         call = Call(
             SignupSource.DEVICE,
             prefer_user_id=request.prefer_user_id,
             update_existing_only=request.update_existing_only,
         )
-
-        async def work(connection: Connection) -> devices_service_pb2.RegisterDeviceResponse:
-            # The profile's row is locked first, so the count below cannot change before the commit.
-            written = await write_profile(connection, project, named, call)
-            outcome = Outcome.SKIPPED
-            if written.person is not None and written.person.profile_id is not None:
-                outcome = await _register(connection, project, written.person.profile_id, registration)
-            return devices_service_pb2.RegisterDeviceResponse(
-                profile=to_profile_write(written), device_outcome=to_outcome(outcome)
-            )
-
-        answer, _ = await write_once(
-            self._database,
-            project.project_id,
-            request,
-            request_id,
-            devices_service_pb2.RegisterDeviceResponse,
-            work,
+        return await self._register(
+            checker, request, devices_service_pb2.RegisterDeviceResponse, named, registration, call
         )
+
+    async def RegisterBrowserToken(
+        self, request: devices_service_pb2.RegisterBrowserTokenRequest, context: Context
+    ) -> devices_service_pb2.RegisterBrowserTokenResponse:
+        """Registers a browser for web push."""
+        checker = Checker()
+        # A long user_id alone may find somebody; it never makes anybody, as there is no prefer_user_id here.
+        named = read_identifiers(checker, caller().project, request.identifiers, long_user_id=True)
+        registration = _read_browser_token(checker, request)
+        call = Call(SignupSource.DEVICE, update_existing_only=request.update_existing_only)
+        return await self._register(
+            checker, request, devices_service_pb2.RegisterBrowserTokenResponse, named, registration, call
+        )
+
+    async def _register(
+        self,
+        checker: Checker,
+        request: devices_service_pb2.RegisterDeviceRequest | devices_service_pb2.RegisterBrowserTokenRequest,
+        answer_type: type[Registered],
+        named: Named,
+        registration: Registration,
+        call: Call,
+    ) -> Registered:
+        """Checks what the two registrations have in common, and commits either."""
+        project = caller().project
+        request_id = checker.request_id(request.request_id)
+        checker.raise_if_wrong()
+
+        async def work(connection: Connection) -> Registered:
+            # The profile's row is locked first, so the count of its devices cannot change before the commit.
+            written = await write_profile(connection, project, named, call)
+            outcome, disable = Outcome.SKIPPED, None
+            if written.person is not None and written.person.profile_id is not None:
+                outcome, disable = await _register_copy(
+                    connection, project, written.person.profile_id, registration, exclusive=request.exclusive
+                )
+            return answer_type(profile=to_profile_write(written), device_outcome=to_outcome(outcome), disable=disable)
+
+        answer, replayed = await write_once(self._database, project.project_id, request, request_id, answer_type, work)
+        self._complete(project, answer, registration.token, replayed=replayed)
         return answer
 
     async def DisableDevice(
@@ -100,16 +131,22 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
 
         async def work(connection: Connection) -> devices_service_pb2.DisableDeviceResponse:
             if named is None:
-                return await _disable_everywhere(connection, project, token)
+                return await _disable_token(connection, project, token)
             profile_id = await find_profile_id(connection, project, named, to_write=True)
-            return await _disable_one(connection, project, profile_id, token)
+            return await _disable_copy(connection, project, profile_id, token)
 
         answer, replayed = await write_once(
             self._database, project.project_id, request, request_id, devices_service_pb2.DisableDeviceResponse, work
         )
-        if answer.HasField("disable") and not replayed:
-            self._doorbell.ring(_intent(project, UUID(answer.disable.disable_id)))
+        self._complete(project, answer, token, replayed=replayed)
         return answer
+
+    def _complete(self, project: Project, answer: Answer, token: str, *, replayed: bool) -> None:
+        """Completes an answer that tells of a disable, and calls a worker for the disable when it is new."""
+        if answer.HasField("disable"):
+            answer.disable.token = token
+            if not replayed:
+                self._doorbell.ring(_intent(project, UUID(answer.disable.disable_id)))
 
     async def GetDisable(
         self, request: devices_service_pb2.GetDisableRequest, context: Context
@@ -175,23 +212,32 @@ class DevicesService(devices_service_pb2_grpc.DevicesServiceServicer):
         return answer
 
 
-async def _register(connection: Connection, project: Project, profile_id: UUID, registration: Registration) -> Outcome:
-    await store.lock_token(connection, project.project_id, registration.token, shared=True)
+async def _register_copy(
+    connection: Connection, project: Project, profile_id: UUID, registration: Registration, *, exclusive: bool
+) -> tuple[Outcome, device_pb2.Disable | None]:
+    await store.lock_token(connection, project.project_id, registration.token, shared=not exclusive)
     stored = await store.find_copy(connection, project.project_id, profile_id, registration.token)
     held = 0
     if counts_anew(stored, registration):
         browser = registration.platform is Platform.WEB
         held = await store.count_devices(connection, project.project_id, profile_id, browser=browser)
     copy, outcome = register(stored, registration, held)
+    disable = None
+    if exclusive and await store.others_hold_token(connection, project.project_id, registration.token, profile_id):
+        # Before the copy is written: it gets the later number, and so it stays on.
+        disable = await _add_disable(connection, project, registration.token)
     if outcome is Outcome.UNCHANGED:
         # It is an operation all the same, and the newest one decides when profiles are merged.
         await store.renew_copy(connection, project.project_id, profile_id, registration.token)
     else:
         await store.put_copy(connection, project.project_id, profile_id, registration.token, copy)
-    return outcome
+        await activity.note_registered(
+            connection, project.project_id, profile_id, registration.token, registration.platform
+        )
+    return outcome, disable
 
 
-async def _disable_one(
+async def _disable_copy(
     connection: Connection, project: Project, profile_id: UUID, token: str
 ) -> devices_service_pb2.DisableDeviceResponse:
     # Held, so that a merge cannot take the copy along while it is being switched off.
@@ -200,25 +246,37 @@ async def _disable_one(
     stored = await store.find_copy(connection, project.project_id, profile_id, token)
     if stored is None:
         raise _device_not_found()
-    if not stored.endpoint_enabled:
-        # An operation all the same: the newest one decides when profiles are merged.
-        await store.renew_copy(connection, project.project_id, profile_id, token)
-        return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UNCHANGED)
+    # An operation also on a copy that is off: the newest one decides when profiles are merged.
     await store.disable_copy(connection, project.project_id, profile_id, token)
-    return devices_service_pb2.DisableDeviceResponse(outcome=profile_pb2.WRITE_OUTCOME_UPDATED)
+    if stored.endpoint_enabled:
+        await activity.note_disabled(connection, project.project_id, profile_id, token, stored.platform)
+    return devices_service_pb2.DisableDeviceResponse(
+        outcome=to_outcome(Outcome.UPDATED if stored.endpoint_enabled else Outcome.UNCHANGED)
+    )
 
 
-async def _disable_everywhere(
+async def _disable_token(
     connection: Connection, project: Project, token: str
 ) -> devices_service_pb2.DisableDeviceResponse:
     await store.lock_token(connection, project.project_id, token, shared=False)
     if not await store.token_is_held(connection, project.project_id, token):
         raise _device_not_found()
-    row = await store.add_disable(connection, project.project_id, token)
-    await intents.add(connection, _intent(project, row.disable_id))
     return devices_service_pb2.DisableDeviceResponse(
-        outcome=profile_pb2.WRITE_OUTCOME_UPDATED, disable=_to_disable(row, stuck=False)
+        outcome=profile_pb2.WRITE_OUTCOME_UPDATED, disable=await _add_disable(connection, project, token)
     )
+
+
+async def _add_disable(connection: Connection, project: Project, token: str) -> device_pb2.Disable:
+    """Switches every copy of a token off at commit, and leaves the writing of the copies to a worker. The token must be
+    locked exclusively."""
+    row = await store.add_disable(connection, project.project_id, token)
+    await activity.note_disabled_for_all(connection, project.project_id, token)
+    await intents.add(connection, _intent(project, row.disable_id))
+    disable = _to_disable(row, stuck=False)
+    # Answers are stored with the profiles that they name, and forgotten with these. This one need not name any: so the
+    # token stays out of it, and is put back from the request.
+    disable.ClearField("token")
+    return disable
 
 
 def _intent(project: Project, disable_id: UUID) -> Intent:
@@ -246,16 +304,27 @@ def _read_device(checker: Checker, device: device_pb2.NewDevice) -> Registration
     application_name = checker.text(
         "device.application_name", device.application_name, required=True, max_bytes=NAME_BYTES
     )
-    fields: dict[str, Any] = {}
-    match device.WhichOneof("fields"):
-        case "data_fields":
-            fields = read_struct(checker, "device.data_fields", device.data_fields, max_bytes=DEVICE_FIELDS_BYTES).value
-        case "data_fields_json":
-            fields = read_json(
-                checker, "device.data_fields_json", device.data_fields_json, max_bytes=DEVICE_FIELDS_BYTES
-            ).value
+    fields = _read_fields(checker, "device.", device)
     platform = Platform(device.platform) if device.platform in known else Platform.APNS
     return Registration(token, platform, application_name, fields)
+
+
+def _read_browser_token(checker: Checker, request: devices_service_pb2.RegisterBrowserTokenRequest) -> Registration:
+    token = _read_token(checker, "browser_token", request.browser_token)
+    application_name = checker.text("application_name", request.application_name, max_bytes=NAME_BYTES)
+    return Registration(token, Platform.WEB, application_name, _read_fields(checker, "", request))
+
+
+def _read_fields(
+    checker: Checker, prefix: str, message: device_pb2.NewDevice | devices_service_pb2.RegisterBrowserTokenRequest
+) -> dict[str, Any]:
+    field, fields = message.WhichOneof("fields"), {}
+    match field:
+        case "data_fields":
+            fields = read_struct(checker, prefix + field, message.data_fields, max_bytes=DEVICE_FIELDS_BYTES).value
+        case "data_fields_json":
+            fields = read_json(checker, prefix + field, message.data_fields_json, max_bytes=DEVICE_FIELDS_BYTES).value
+    return fields
 
 
 def _to_device(row: store.DeviceRow, *, as_json: bool) -> device_pb2.Device:

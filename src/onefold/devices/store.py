@@ -49,7 +49,7 @@ class DisableRow:
 
 
 async def lock_token(connection: Connection, project_id: str, token: str, *, shared: bool) -> None:
-    """Orders registrations (shared) and disables of a token until the end of the transaction."""
+    """Orders a token's registrations (shared) and disables for everybody until the end of the transaction."""
     digest = hashlib.blake2b(f"token\0{project_id}\0{token}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, "big", signed=True)
     await (queries.lock_token_shared if shared else queries.lock_token).execute(connection, key=key)
@@ -85,18 +85,27 @@ async def put_copy(connection: Connection, project_id: str, profile_id: UUID, to
 
 
 async def renew_copy(connection: Connection, project_id: str, profile_id: UUID, token: str) -> None:
-    """Notes an operation on a copy that leaves it as it is. The token must be locked."""
+    """Notes a registration that leaves an enabled copy as it is. The token must be locked."""
     await queries.renew_copy.execute(connection, project_id=project_id, profile_id=profile_id, token=token)
 
 
 async def disable_copy(connection: Connection, project_id: str, profile_id: UUID, token: str) -> None:
-    """Switches one profile's copy off. The token must be locked."""
+    """Switches one profile's copy off; of one that is off, as reads see it, it notes the disable. The token must be
+    locked."""
     await queries.disable_copy.execute(connection, project_id=project_id, profile_id=profile_id, token=token)
 
 
 async def token_is_held(connection: Connection, project_id: str, token: str) -> bool:
     """Whether anybody holds a token."""
     held: bool = await queries.token_is_held.fetchval(connection, project_id=project_id, token=token)
+    return held
+
+
+async def others_hold_token(connection: Connection, project_id: str, token: str, profile_id: UUID) -> bool:
+    """Whether a disable would reach anybody's copy but one profile's. The token must be locked exclusively."""
+    held: bool = await queries.others_hold_token.fetchval(
+        connection, project_id=project_id, token=token, profile_id=profile_id
+    )
     return held
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,14 +18,14 @@ from onefold.callers import Project
 from onefold.db.errors import pool_busy
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
-from onefold.errors import OnefoldError
+from onefold.errors import OnefoldError, Reason
 from onefold.events.ingest import Result, ingest
 from onefold.events.rules import Arrival
 
 _BATCH_EVENTS: Final = 500
 _WAITING_EVENTS: Final = 4_000
-# How long a batch that has company waits for more of it.
-_GATHER_SECONDS: Final = 0.002
+# How long a batch may wait for more events.
+_GATHER_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,11 @@ class Batcher:
         return await waiting.answer
 
     async def _run(self) -> None:
-        had_company = False
+        gather_seconds = 0.0
         while True:
             await self._arrived.wait()
-            if had_company and len(self._waiting) < _BATCH_EVENTS:
-                await asyncio.sleep(_GATHER_SECONDS)
+            if gather_seconds and len(self._waiting) < _BATCH_EVENTS:
+                await asyncio.sleep(gather_seconds)
             batch: list[_Waiting] = []
             while self._waiting and len(batch) < _BATCH_EVENTS:
                 waiting = self._waiting.popleft()
@@ -82,15 +83,22 @@ class Batcher:
                     batch.append(waiting)
             if not self._waiting:
                 self._arrived.clear()
-            had_company = len(batch) > 1
+            began = time.monotonic()
             if batch:
                 await self._store(batch)
+            # After company the next batch gathers for as long as this one took to store: the busier the server, the
+            # longer that takes, and the more it saves. Alone, a call never waits.
+            gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
 
     async def _store(self, batch: list[_Waiting]) -> None:
         try:
             results = await self._database.transact(lambda connection: _ingest(connection, batch))
         except OnefoldError as error:
             self._answer(batch, error)
+            if error.reason is Reason.POOL_BUSY:
+                # Whoever waits behind would wait as long once more, for the same answer.
+                self._answer(self._waiting, error)
+                self._waiting.clear()
         except Exception as error:
             if len(batch) == 1:
                 self._answer(batch, error)
@@ -104,7 +112,7 @@ class Batcher:
                     waiting.answer.set_result(result)
 
     @staticmethod
-    def _answer(batch: list[_Waiting], error: Exception) -> None:
+    def _answer(batch: Iterable[_Waiting], error: Exception) -> None:
         for waiting in batch:
             if not waiting.answer.done():
                 waiting.answer.set_exception(error)

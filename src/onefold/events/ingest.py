@@ -1,16 +1,18 @@
 """Taking events in: the whole of Track and BatchTrack below the messages.
 
 A batch costs a fixed number of statements, whatever its size: one look-up of everybody it names, one that claims event
-ids, at most a few that create people, one or two inserts. Items are worked out in memory in the order of the request,
-so that a batch does what its events would have done one by one; an item that is refused leaves no trace.
+ids, at most a few that create people, two for carts if it has any, one to three inserts. Items are worked out in memory
+in the order of the request, so that a batch does what its events would have done one by one; an item that is refused
+leaves no trace.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
+from os import urandom
 from typing import TypeAlias
 from uuid import UUID
 
@@ -19,12 +21,16 @@ from onefold.clock import to_microseconds
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
-from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated
+from onefold.events.carts import Carts
+from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated, is_backfilled
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.triggers import store as triggers
+from onefold.triggers.rules import mark_of
+from onefold.triggers.store import NewTrigger
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """What became of one event. profile_outcome is None for an event without identifiers."""
 
@@ -52,11 +58,12 @@ class _Item:
 
 @dataclass(slots=True)
 class _Batch:
-    """The results so far, by position, and the rows to store."""
+    """The results so far, by position, and with theirs the rows to insert: late ones, invites, and those with ids of
+    callers. The others are stored already."""
 
     results: dict[int, Result] = field(default_factory=dict)
-    rows: list[EventRow] = field(default_factory=list)
-    positions: dict[EventRow, int] = field(default_factory=dict)
+    rows: list[tuple[EventRow, int]] = field(default_factory=list)
+    copied: list[tuple[EventRow, int]] = field(default_factory=list)
 
 
 async def ingest(connection: Connection, project: Project, arrivals: Sequence[Arrival]) -> list[Result]:
@@ -74,10 +81,13 @@ async def ingest(connection: Connection, project: Project, arrivals: Sequence[Ar
         # that stands twice in the batch, or an identifier that an earlier item took from its (oldest) holder.
         waiting = await _round(connection, project, batch, waiting)
     watched = project.settings.watches_visitors
-    for row in await store.insert(connection, project.project_id, batch.rows, is_noted=watched):
+    rows = [row for row, _ in batch.rows]
+    for row in await store.insert(connection, project.project_id, rows, is_noted=watched):
         # Its id was forgotten (35 days), but the person has an event of this id and time: there is no room for another.
-        position = batch.positions[row]
+        [position] = [position for other, position in batch.rows if other is row]
         batch.results[position] = _id_reused(row.event_id)
+    if project.settings.triggers_enabled:
+        await triggers.record(connection, project.project_id, _triggers(batch))
     return [batch.results[position] for position in range(len(arrivals))]
 
 
@@ -87,11 +97,15 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
     fresh, waiting = await _claim_ids(connection, project, batch, _not_forgotten(batch, found, items), found)
 
+    carts = await Carts.hold(connection, project.project_id, found.directory, [item.arrival for item in fresh])
+
     placed: list[_Item] = []
     unused: list[_Item] = []
     for index, item in enumerate(fresh):
         try:
             _check_time(item, found.now)
+            # Worked out before the person is touched: an event whose cart is too large leaves no trace.
+            change = carts.plan(found.directory, item.arrival, found.now)
             stored = _place(project, found, item)
         except VacatedError:
             unused += fresh[index:]
@@ -103,20 +117,32 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
             continue
         if stored:
             placed.append(item)
+            if change is not None and item.person is not None and item.profile_outcome is not None:
+                item.profile_outcome = carts.apply(item.person, change, item.profile_outcome)
         else:
             batch.results[item.position] = Accepted("", found.now, False, Outcome.SKIPPED, None)
             unused.append(item)
 
     await identity.write_people(connection, project, found.directory)
+    await carts.write(connection, project.project_id)
     # An id is used up by a stored event only.
     await store.release_event_ids(
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
     )
+    new: list[tuple[EventRow, int]] = []
     for item in placed:
         row = _row(item, found.now)
-        batch.rows.append(row)
-        batch.positions[row] = item.position
+        needs_care = (
+            item.arrival.event_id is not None
+            or item.link is not None
+            or row.recipient is not None
+            # The note for the workers rides on the insert.
+            or (row.profile_id is None and project.settings.watches_visitors)
+        )
+        (batch.rows if needs_care else new).append((row, item.position))
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
+    await store.copy(connection, project.project_id, [row for row, _ in new], found.now)
+    batch.copied += new
     return waiting
 
 
@@ -132,6 +158,9 @@ def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, 
             )
         elif arrival.anonymous_id is not None:
             wanted.append((IdentifierKind.ANONYMOUS_ID, arrival.anonymous_id))
+        elif arrival.recipient is not None:
+            # Whoever has the address gets nothing of the invite, but it may have been forgotten.
+            wanted.append((IdentifierKind.EMAIL, arrival.recipient))
     return wanted
 
 
@@ -162,12 +191,15 @@ async def _claim_ids(
 
 
 def _not_forgotten(batch: _Batch, found: identity.Found, items: list[_Item]) -> list[_Item]:
-    """The items whose person may be written to; the others get their result."""
+    """The items whose person or recipient may be written to; the others get their result."""
     allowed = []
     for item in items:
+        arrival = item.arrival
         try:
-            if item.arrival.named is not None:
-                found.directory.refuse_forgotten(item.arrival.named)
+            if arrival.named is not None:
+                found.directory.refuse_forgotten(arrival.named)
+            elif arrival.recipient is not None:
+                found.directory.refuse_forgotten(Named(arrival.recipient, None))
             allowed.append(item)
         except OnefoldError as error:
             batch.results[item.position] = error
@@ -229,7 +261,25 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.kind,
         arrival.name,
         arrival.payload.text,
+        arrival.recipient,
+        arrival.suppress_triggers,
+        item.link.link_time if item.link is not None else None,
     )
+
+
+def _triggers(batch: _Batch) -> list[NewTrigger]:
+    """The stored events of a batch that trigger: a person's, and an invite's; a visitor's are inert (A1)."""
+    found = []
+    for row, position in sorted(batch.copied + batch.rows, key=lambda placed: placed[1]):
+        accepted = batch.results[position]
+        inert = row.suppress_triggers or (row.profile_id is None and row.recipient is None)
+        if inert or not isinstance(accepted, Accepted):
+            continue
+        backfilled = is_backfilled(row.event_time, accepted.receive_time)
+        mark = mark_of(row.event_time, row.link_time, backfilled=backfilled)
+        if mark is not None:
+            found.append(NewTrigger(mark, row.profile_id, row.recipient, row.event_time, row.event_id))
+    return found
 
 
 def event_id_at(now: datetime, position: int) -> str:
@@ -238,6 +288,12 @@ def event_id_at(now: datetime, position: int) -> str:
     Its milliseconds are the database's, and the 12 bits after them count the position, so that the events of a batch
     that happened at one moment keep their order.
     """
-    milliseconds = to_microseconds(now) // 1_000
-    value = milliseconds << 80 | 0x7 << 76 | (position & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
-    return str(UUID(int=value))
+    random = urandom(8)
+    text = random.hex()
+    return f"{_moment_of_id(now)}-7{position & 0xFFF:03x}-{'89ab'[random[0] >> 6]}{text[1:4]}-{text[4:]}"
+
+
+@lru_cache(maxsize=1)
+def _moment_of_id(now: datetime) -> str:
+    text = f"{to_microseconds(now) // 1_000:012x}"
+    return f"{text[:8]}-{text[8:]}"

@@ -35,6 +35,7 @@ INSERT INTO events (
     origin_id,
     name,
     anonymous_id,
+    suppress_triggers,
     data
 )
 SELECT
@@ -48,6 +49,7 @@ SELECT
     new.origin_id,
     new.name,
     new.anonymous_id,
+    new.suppress_triggers,
     new.data
 FROM
     unnest(
@@ -58,8 +60,9 @@ FROM
         :origin_ids::uuid [],
         :names::text [],
         :anonymous_ids::text [],
+        :suppress_triggers::boolean [],
         :data::json []
-    ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, data)
+    ) AS new (profile_id, event_time, event_id, kind, origin_id, name, anonymous_id, suppress_triggers, data)
 ON CONFLICT DO NOTHING
 RETURNING profile_id, event_time, event_id;
 
@@ -88,7 +91,7 @@ noted AS (
 )
 
 INSERT INTO anonymous_events (
-    project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, data
+    project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, suppress_triggers, data
 )
 SELECT
     :project_id,
@@ -99,6 +102,7 @@ SELECT
     new.kind,
     new.name,
     new.anonymous_id,
+    new.suppress_triggers,
     new.data
 FROM
     unnest(
@@ -108,9 +112,46 @@ FROM
         :kinds::smallint [],
         :names::text [],
         :anonymous_ids::text [],
+        :suppress_triggers::boolean [],
         :data::json []
-    ) AS new (subject_id, event_time, event_id, kind, name, anonymous_id, data)
+    ) AS new (subject_id, event_time, event_id, kind, name, anonymous_id, suppress_triggers, data)
 ON CONFLICT DO NOTHING;
+
+-- name: are_being_erased
+-- Whether invites to one of these addresses are being erased, those of this moment included: the transaction began before
+-- the address was forgotten, or let go, and must begin again to know what holds.
+SELECT EXISTS (
+    SELECT FROM moves
+    WHERE project_id = :project_id AND container_recipient = ANY(:recipients::text []) AND window_end_time >= now()
+);
+
+-- name: insert_invite_events
+-- Invites; the keys of those that were stored. The conflict is the same as for a person's events.
+INSERT INTO invite_events (
+    project_id, recipient, event_time, event_id, receive_time, kind, name, suppress_triggers, data
+)
+SELECT
+    :project_id,
+    new.recipient,
+    new.event_time,
+    new.event_id,
+    now(),
+    new.kind,
+    new.name,
+    new.suppress_triggers,
+    new.data
+FROM
+    unnest(
+        :recipients::text [],
+        :event_times::timestamptz [],
+        :event_ids::text [],
+        :kinds::smallint [],
+        :names::text [],
+        :suppress_triggers::boolean [],
+        :data::json []
+    ) AS new (recipient, event_time, event_id, kind, name, suppress_triggers, data)
+ON CONFLICT DO NOTHING
+RETURNING recipient, event_time, event_id;
 
 -- name: note_visitors
 -- Asks a worker to look at everything that is stored of visitors. One intent of the project is enough for all notes. Sharing
@@ -425,3 +466,62 @@ SELECT event_time, event_id, receive_time, kind, was_anonymous, name, anonymous_
 FROM given_back
 ORDER BY event_time DESC, event_id DESC
 LIMIT :count::integer;
+
+-- name: list_invite_events
+-- One page of the invites sent to an address, newest first, without those that are being erased because the address was
+-- forgotten.
+SELECT
+    event_time,
+    event_id,
+    receive_time,
+    kind,
+    false AS was_anonymous,
+    name,
+    NULL::text AS anonymous_id,
+    data
+FROM invite_events
+WHERE
+    project_id = :project_id
+    AND recipient = :recipient
+    AND receive_time > coalesce(
+        (
+            SELECT max(moves.window_end_time)
+            FROM moves
+            WHERE moves.project_id = :project_id AND moves.container_recipient = :recipient
+        ),
+        '-infinity'
+    )
+    AND (event_time, event_id) < (:before_time::timestamptz, :before_id::text)
+    AND event_time >= :start_time::timestamptz
+    AND (:names::text [] IS NULL OR name = ANY(:names::text []))
+    AND (:kinds::smallint [] IS NULL OR kind = ANY(:kinds::smallint []))
+ORDER BY event_time DESC, event_id DESC
+LIMIT :count::integer;
+
+-- name: hold_carts
+-- The profiles whose carts a batch may change, with what the change builds on, and those whose identifiers it may change.
+-- Held until the end of the transaction, always in this order: two batches over the same people cannot deadlock.
+SELECT
+    profile_id,
+    email,
+    user_id,
+    cart_event_time,
+    CASE WHEN profile_id = ANY(:shopping_ids::uuid []) THEN data_fields::text END AS data_fields
+FROM profiles
+WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
+ORDER BY profile_id
+FOR UPDATE;
+
+-- name: set_carts
+-- Where only the moment changes, because the cart is the same as before, the profile is not updated for its readers.
+UPDATE profiles
+SET
+    data_fields = coalesce(new.data_fields, profiles.data_fields),
+    cart_event_time = new.cart_event_time,
+    profile_update_time = CASE WHEN new.data_fields IS NULL THEN profiles.profile_update_time ELSE now() END,
+    update_time = CASE WHEN new.data_fields IS NULL THEN profiles.update_time ELSE now() END
+FROM
+    unnest(:profile_ids::uuid [], :cart_event_times::timestamptz [], :data_fields::json []) AS new (
+        profile_id, cart_event_time, data_fields
+    )
+WHERE profiles.project_id = :project_id AND profiles.profile_id = new.profile_id;

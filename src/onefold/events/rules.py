@@ -6,7 +6,8 @@ import enum
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from functools import cache
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -35,13 +36,21 @@ class EventKind(enum.IntEnum):
     WEB_PUSH_CLICK = 11
 
 
-# In an EMAIL project only these create the profile they name (I5).
-_COMMERCE: Final = frozenset({EventKind.PURCHASE, EventKind.CART_UPDATE})
+# Where the items of an event are in its data, as clients know them. In an EMAIL project only these kinds create the
+# profile they name (I5).
+ITEMS_FIELDS: Final = {EventKind.PURCHASE: "shoppingCartItems", EventKind.CART_UPDATE: "updatedShoppingCartItems"}
+TOTAL_FIELD: Final = "total"
+# The data field of a profile that holds its cart.
+CART_FIELD: Final = "shoppingCartItems"
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as EventRow below: made once an event, and freezing takes 1.5 microseconds each time.
+@dataclass(slots=True)
 class Arrival:
-    """An event of a request, checked; anonymous without `named`. Id and time may be left to the server."""
+    """An event of a request, checked: a person's with `named`, else a visitor's with `anonymous_id`, else an invite.
+
+    Id and time may be left to the server.
+    """
 
     named: Named | None
     anonymous_id: str | None
@@ -52,9 +61,15 @@ class Arrival:
     event_time: datetime | None
     prefer_user_id: bool = False
     update_existing_only: bool = False
+    # Of an invite: the address in its data that it was sent to, lower-cased.
+    recipient: str | None = None
+    suppress_triggers: bool = False
 
     def body_hash(self) -> bytes:
-        """16 bytes, equal for the same body: whose it is, what, when as given, and the data in any key order."""
+        """16 bytes, equal for the same body: whose it is, what, when as given, and the data in any key order.
+
+        Whom an invite was sent to is part of its data. Whether the event may trigger is not part of the body.
+        """
         body = [
             [self.named.email, self.named.user_id] if self.named else None,
             self.anonymous_id,
@@ -65,9 +80,9 @@ class Arrival:
         return hashlib.blake2b(orjson.dumps(body) + self.payload.canonical(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EventRow:
-    """An event to store: a person's when profile_id is set, else a visitor's."""
+    """An event to store: a person's when profile_id is set, an invite when recipient is, else a visitor's."""
 
     profile_id: UUID | None
     anonymous_id: str | None
@@ -79,17 +94,47 @@ class EventRow:
     kind: EventKind
     name: str
     data: str
+    recipient: str | None = None
+    suppress_triggers: bool = False
+    # Of a late event of a linked id: when it was linked.
+    link_time: datetime | None = None
 
 
 def call_of(project_type: IdentifierType, arrival: Arrival) -> Call:
     """What the event may do with a person it does not find (I5, I6, I7)."""
-    commerce = arrival.kind in _COMMERCE
+    commerce = arrival.kind in ITEMS_FIELDS
+    return _call(
+        commerce or project_type is not IdentifierType.EMAIL,
+        commerce and arrival.prefer_user_id,
+        arrival.update_existing_only,
+    )
+
+
+@cache
+def _call(creates: bool, prefer_user_id: bool, update_existing_only: bool) -> Call:
+    # There are eight of them, and every event asks for its own twice.
     return Call(
         SignupSource.EVENT,
-        creates=commerce or project_type is not IdentifierType.EMAIL,
-        prefer_user_id=commerce and arrival.prefer_user_id,
-        update_existing_only=arrival.update_existing_only,
+        creates=creates,
+        prefer_user_id=prefer_user_id,
+        update_existing_only=update_existing_only,
     )
+
+
+def changes_cart(arrival: Arrival) -> bool:
+    """Whether the event may change the cart of the person it names (E7)."""
+    return arrival.kind in ITEMS_FIELDS and arrival.named is not None
+
+
+def cart_after(arrival: Arrival) -> list[Any]:
+    """What is in the cart after a purchase or a cart update (E7). An update that tells no items empties it."""
+    items = arrival.payload.value.get(ITEMS_FIELDS[EventKind.CART_UPDATE])
+    return items if arrival.kind is EventKind.CART_UPDATE and isinstance(items, list) else []
+
+
+def is_newer_cart(event_time: datetime, cart_event_time: datetime | None) -> bool:
+    """Whether an event changes a cart that stands as of another one: of two of one moment the one told later counts."""
+    return cart_event_time is None or event_time >= cart_event_time
 
 
 def check_time(arrival: Arrival, now: datetime) -> OnefoldError | None:
@@ -98,7 +143,7 @@ def check_time(arrival: Arrival, now: datetime) -> OnefoldError | None:
         return None
     if arrival.event_time > now + EVENT_AHEAD:
         return invalid([Violation("event_time", "lies more than 24 hours ahead")])
-    if arrival.named is None and is_expired(arrival.event_time, now):
+    if arrival.named is None and arrival.recipient is None and is_expired(arrival.event_time, now):
         return invalid(
             [Violation("event_time", "lies 30 days or more in the past, and the event has no person")],
             Reason.EVENT_EXPIRED,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -17,23 +19,18 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Violation, invalid
 from onefold.events import store
 from onefold.events.batcher import Batcher
-from onefold.events.ingest import Accepted, Result, ingest
+from onefold.events.ingest import Result, ingest
+from onefold.events.messages import check_recipient, read_batch, read_event, to_batch_results, to_result
 from onefold.events.rules import Arrival, EventKind, is_backfilled
-from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_outcome
+from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers
 from onefold.identity.people import find_profile_id
 from onefold.identity.store import subject_id
-from onefold.limits import (
-    BATCH_EVENTS,
-    EVENT_DATA_BYTES,
-    EVENT_ID_CHARACTERS,
-    FILTER_NAMES,
-    NAME_BYTES,
-)
+from onefold.limits import BATCH_EVENTS, FILTER_NAMES, NAME_BYTES, STREAM_BATCHES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.paging import build_page, make_token, moment_part, page_size, read_token, text_part
-from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct, write_struct
+from onefold.rpc.payload import write_struct
 from onefold.rpc.replay import write_once
-from onefold.rpc.status import to_item_error
+from onefold.rpc.streams import read_ahead
 from onefold.v1 import event_pb2, events_service_pb2, events_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -45,9 +42,11 @@ _AFTER_ALL: Final = LATEST + timedelta(days=3)
 class EventsService(events_service_pb2_grpc.EventsServiceServicer):
     """Takes and shows events."""
 
-    def __init__(self, database: Database, batcher: Batcher) -> None:
+    def __init__(self, database: Database, batcher: Batcher, *, stream_batches: int = 1) -> None:
+        """`stream_batches`: how many batches of streams are stored at a time. Other calls need connections, too."""
         self._database = database
         self._batcher = batcher
+        self._stream_turns = asyncio.Semaphore(stream_batches)
 
     async def Track(
         self, request: events_service_pb2.TrackRequest, context: Context
@@ -83,23 +82,13 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores up to 1,000 events, each for itself."""
         project = caller().project
         checker = Checker()
-        if len(request.events) > BATCH_EVENTS:
-            checker.refuse("events", f"must have at most {BATCH_EVENTS} items")
+        _check_count(checker, request.events)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
-        read = [_read_item(project, event) for event in request.events]
-        arrivals = [item for item in read if isinstance(item, Arrival)]
+        read = read_batch(project, request.events)
 
         async def work(connection: Connection) -> events_service_pb2.BatchTrackResponse:
-            stored = iter(await ingest(connection, project, arrivals))
-            answer = events_service_pb2.BatchTrackResponse()
-            for item in read:
-                result: Result = next(stored) if isinstance(item, Arrival) else item
-                if isinstance(result, OnefoldError):
-                    answer.results.add(error=to_item_error(result))
-                else:
-                    answer.results.add(result=to_result(result))
-            return answer
+            return events_service_pb2.BatchTrackResponse(results=await _store(connection, project, read))
 
         answer, _ = await write_once(
             self._database,
@@ -108,9 +97,23 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             request_id,
             events_service_pb2.BatchTrackResponse,
             work,
-            subjects=_subjects(project, arrivals),
+            subjects=_subjects(project, _arrivals(read)),
         )
         return answer
+
+    async def TrackStream(
+        self, request_iterator: AsyncIterator[events_service_pb2.TrackStreamRequest], context: Context
+    ) -> AsyncIterator[events_service_pb2.TrackStreamResponse]:
+        """Stores batch after batch, and acknowledges each when it is committed."""
+        async with contextlib.aclosing(read_ahead(_read_stream(request_iterator), STREAM_BATCHES)) as batches:
+            async for sequence, read in batches:
+                yield events_service_pb2.TrackStreamResponse(sequence=sequence, results=await self._store_next(read))
+
+    async def _store_next(self, read: Sequence[Arrival | OnefoldError]) -> list[events_service_pb2.BatchTrackResult]:
+        # Asked anew for every batch: a stream may outlive the settings that it began with.
+        project = caller().project
+        async with self._stream_turns:
+            return await self._database.transact(lambda connection: _store(connection, project, read))
 
     async def ListEvents(
         self, request: events_service_pb2.ListEventsRequest, context: Context
@@ -122,8 +125,11 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         count = page_size(checker, request.page_size)
         wanted = _read_filter(checker, request, count)
         subject = request.WhichOneof("subject")
+        recipient = ""
         if subject == "anonymous_id":
             read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
+        elif subject == "recipient":
+            recipient = check_recipient(checker, "recipient", request.recipient)
         elif subject == "profile_id":
             checker.uuid("profile_id", request.profile_id)
         named = (
@@ -137,6 +143,8 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
             if subject == "anonymous_id":
                 rows = await store.list_anonymous_events(connection, project.project_id, request.anonymous_id, wanted)
                 return None, rows
+            if subject == "recipient":
+                return None, await store.list_invite_events(connection, project.project_id, recipient, wanted)
             profile_id = await find_profile_id(
                 connection, project, named, UUID(request.profile_id) if subject == "profile_id" else None
             )
@@ -144,55 +152,44 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
 
         # Who it is and what they did are of one moment: no merge can come between the two.
         profile_id, rows = await self._database.read(list_page, snapshot=True)
-        return _to_page(request, profile_id, rows, count, as_json=as_json)
+        return _to_page(request, profile_id, recipient, rows, count, as_json=as_json)
+
+
+async def _read_stream(
+    requests: AsyncIterator[events_service_pb2.TrackStreamRequest],
+) -> AsyncGenerator[tuple[int, list[Arrival | OnefoldError]]]:
+    """Checks the batches of a stream: the number of each, and its events or what is wrong with them."""
+    last = 0
+    async for request in requests:
+        checker = Checker()
+        if request.sequence <= last:
+            checker.refuse("sequence", f"must be larger than {last}")
+        _check_count(checker, request.events)
+        checker.raise_if_wrong()
+        last = request.sequence
+        yield last, read_batch(caller().project, request.events)
+
+
+def _check_count(checker: Checker, events: Sequence[event_pb2.NewEvent]) -> None:
+    if len(events) > BATCH_EVENTS:
+        checker.refuse("events", f"must have at most {BATCH_EVENTS} items")
+
+
+async def _store(
+    connection: Connection, project: Project, read: Sequence[Arrival | OnefoldError]
+) -> list[events_service_pb2.BatchTrackResult]:
+    """Stores the events of a batch that could be read; the results of all of it, in order."""
+    return to_batch_results(read, await ingest(connection, project, _arrivals(read)))
+
+
+def _arrivals(read: Sequence[Arrival | OnefoldError]) -> list[Arrival]:
+    return [item for item in read if isinstance(item, Arrival)]
 
 
 def _subjects(project: Project, arrivals: Sequence[Arrival]) -> set[UUID]:
-    return {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
-
-
-def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:
-    checker = Checker()
-    arrival = read_event(checker, project, event, "")
-    return invalid(checker.violations) if checker.violations else arrival
-
-
-def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, prefix: str) -> Arrival:
-    """Checks an event. Returns one that must not be stored after noting violations."""
-    named = anonymous_id = None
-    if event.HasField("identifiers"):
-        named = read_identifiers(
-            checker, project, event.identifiers, prefix=f"{prefix}identifiers", long_user_id=event.prefer_user_id
-        )
-    if event.anonymous_id:
-        anonymous_id = read_anonymous_id(checker, project, f"{prefix}anonymous_id", event.anonymous_id)
-    if named is None and anonymous_id is None:
-        checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id is given")
-    name = checker.text(f"{prefix}name", event.name, required=True, max_bytes=NAME_BYTES)
-    kind = checker.one_of(f"{prefix}kind", event.kind, event_pb2.EventKind.values())
-    event_id = checker.text(f"{prefix}event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
-    event_time = checker.timestamp(f"{prefix}event_time", event.event_time) if event.HasField("event_time") else None
-    return Arrival(
-        named,
-        anonymous_id,
-        name,
-        EventKind(kind) if kind in list(EventKind) else EventKind.CUSTOM,
-        _read_data(checker, event, prefix),
-        event_id or None,
-        event_time,
-        event.prefer_user_id,
-        event.update_existing_only,
-    )
-
-
-def _read_data(checker: Checker, event: event_pb2.NewEvent, prefix: str) -> Payload:
-    match event.WhichOneof("payload"):
-        case "data":
-            return read_struct(checker, f"{prefix}data", event.data, max_bytes=EVENT_DATA_BYTES)
-        case "data_json":
-            return read_json(checker, f"{prefix}data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
-        case _:
-            return EMPTY
+    """Whom a stored answer tells about beside profiles: it goes when one of them is forgotten."""
+    subjects = {subject_id(project.project_id, each.anonymous_id) for each in arrivals if each.anonymous_id}
+    return subjects.union(store.recipient_id(project.project_id, each.recipient) for each in arrivals if each.recipient)
 
 
 def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest, count: int) -> store.Filter:
@@ -221,11 +218,11 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
 
 def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
     if isinstance(result, OnefoldError):
-        raise _within(result, "event.")
+        raise within(result, "event.")
     return events_service_pb2.TrackResponse(result=to_result(result))
 
 
-def _within(error: OnefoldError, prefix: str) -> OnefoldError:
+def within(error: OnefoldError, prefix: str) -> OnefoldError:
     """The error of an item as that of a call: fields are named from the request on."""
     if not error.violations:
         return error
@@ -234,26 +231,16 @@ def _within(error: OnefoldError, prefix: str) -> OnefoldError:
     )
 
 
-def to_result(accepted: Accepted) -> event_pb2.TrackResult:
-    """What became of an event, as an answer has it."""
-    return event_pb2.TrackResult(
-        event_id=accepted.event_id,
-        receive_time=to_timestamp(accepted.receive_time),
-        duplicate=accepted.duplicate,
-        profile_outcome=to_outcome(accepted.profile_outcome) if accepted.profile_outcome else None,  # type: ignore[arg-type]  # None is "unset" to protobuf
-        profile_id=str(accepted.profile_id) if accepted.profile_id else "",
-    )
-
-
 def _to_page(
     request: events_service_pb2.ListEventsRequest,
     profile_id: UUID | None,
+    recipient: str,
     rows: Sequence[store.StoredEvent],
     count: int,
     *,
     as_json: bool,
 ) -> events_service_pb2.ListEventsResponse:
-    page = build_page(rows, count, lambda row: _to_event(row, profile_id, as_json=as_json))
+    page = build_page(rows, count, lambda row: to_event(row, profile_id, recipient, as_json=as_json))
     answer = events_service_pb2.ListEventsResponse(events=page)
     if len(page) < len(rows):
         last = rows[len(page) - 1]
@@ -261,7 +248,7 @@ def _to_page(
     return answer
 
 
-def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool) -> event_pb2.Event:
+def to_event(row: store.StoredEvent, profile_id: UUID | None, recipient: str = "", *, as_json: bool) -> event_pb2.Event:
     event = event_pb2.Event(
         event_id=row.event_id,
         name=row.name,
@@ -272,6 +259,7 @@ def _to_event(row: store.StoredEvent, profile_id: UUID | None, *, as_json: bool)
         anonymous_id=row.anonymous_id or "",
         was_anonymous=row.was_anonymous,
         backfilled=is_backfilled(row.event_time, row.receive_time),
+        recipient=recipient,
     )
     if as_json:
         event.data_json = row.data

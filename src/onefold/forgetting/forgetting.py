@@ -11,11 +11,14 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from onefold.activity import store as activity
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries
+from onefold.devices.store import lock_token
+from onefold.events.store import recipient_id
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, wanted_identifiers
+from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, is_exclusive, wanted_identifiers
 from onefold.identity.store import session_id, subject_id
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
@@ -61,7 +64,11 @@ async def forget(connection: Connection, project: Project, named: Named) -> Forg
         # Held first: what a merge or a renaming that is just being committed gave the person is to be blocked too.
         await identity.lock_data_fields(connection, project.project_id, person)
         hashes |= await identifying_hashes(connection, project, person.profile_id)
-        left = await erase(connection, project, person.profile_id)
+        left = await erase(connection, project, person.profile_id, for_good=True)
+    # An address that was forgotten before has its erasure already, and cannot have got anything since.
+    unheld = [value for kind, value in free if kind is IdentifierKind.EMAIL]
+    unheld = [value for value in unheld if (IdentifierKind.EMAIL, value) not in found.directory.forgotten]
+    left += await _erase_invites(connection, project, unheld, for_good=True)
     await queries.block.execute(
         connection,
         project_id=project.project_id,
@@ -78,8 +85,22 @@ async def forget(connection: Connection, project: Project, named: Named) -> Forg
 
 async def unforget(connection: Connection, project: Project, named: Named) -> int:
     """Lets identifiers be used again, with those that were forgotten together with them; returns how many."""
+    project_id = project.project_id
     hashes = _hashes(project, wanted_identifiers(project.identifier_type, named))
-    return await queries.unblock.execute(connection, project_id=project.project_id, hashes=list(hashes))
+    rows = await queries.unblock.fetch(connection, project_id=project_id, hashes=list(hashes))
+    unblocked = {row["hash"] for row in rows}
+    # What is sent to the address from now on stays.
+    erasing = await queries.endless_erasures.fetch(connection, project_id=project_id)
+    await queries.end_erasures.execute(
+        connection,
+        project_id=project_id,
+        move_ids=[
+            row["move_id"]
+            for row in erasing
+            if forgotten_hash(project, IdentifierKind.EMAIL, row["container_recipient"]) in unblocked
+        ],
+    )
+    return len(unblocked)
 
 
 async def list_forgotten(connection: Connection, project_id: str, after_hash: bytes, count: int) -> list[Blocked]:
@@ -88,8 +109,11 @@ async def list_forgotten(connection: Connection, project_id: str, after_hash: by
     return [Blocked(row["hash"], IdentifierKind(row["kind"]), row["forget_time"]) for row in rows]
 
 
-async def erase(connection: Connection, project: Project, profile_id: UUID) -> list[Intent]:
-    """Takes a person out of every read, and leaves the erasing of the events to a worker."""
+async def erase(connection: Connection, project: Project, profile_id: UUID, *, for_good: bool = False) -> list[Intent]:
+    """Takes a person out of every read, and leaves the erasing of the events and of the activity log to a worker.
+
+    `for_good`: the identifiers that identify are being blocked in the same transaction. It is noted in the log.
+    """
     project_id = project.project_id
     if await queries.lock_profile.fetchval(connection, project_id=project_id, profile_id=profile_id) is None:
         raise LostRaceError
@@ -104,14 +128,24 @@ async def erase(connection: Connection, project: Project, profile_id: UUID) -> l
     await queries.delete_identifiers.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.delete_profile.execute(connection, project_id=project_id, profile_id=profile_id)
     rows = await queries.delete_devices.fetch(connection, project_id=project_id, profile_ids=everything)
-    tokens = list({row["token"] for row in rows})
+    tokens = sorted({row["token"] for row in rows})
+    for token in tokens:
+        # A disable for everybody that is being committed is waited for, and goes too.
+        await lock_token(connection, project_id, token, shared=True)
     await queries.delete_disables.execute(connection, project_id=project_id, tokens=tokens)
+    await queries.delete_token_notes.execute(connection, project_id=project_id, tokens=tokens)
     await queries.delete_answers.execute(
         connection, project_id=project_id, profile_ids=[*everything, *subjects, *sessions]
     )
     # Moves before the ledger: the order in which a worker's chunk takes them.
     await queries.disown_moves.execute(connection, project_id=project_id, profile_id=profile_id)
     await queries.empty_ledger.execute(connection, project_id=project_id, profile_ids=everything)
+    await queries.empty_undone.execute(
+        connection,
+        project_id=project_id,
+        anonymous_ids=[row["value"] for row in owned if row["kind"] == IdentifierKind.ANONYMOUS_ID],
+    )
+    await activity.note_forgotten(connection, project_id, profile_id, blocked=for_good)
     rows = await queries.add_erasures.fetch(
         connection,
         project_id=project_id,
@@ -119,6 +153,35 @@ async def erase(connection: Connection, project: Project, profile_id: UUID) -> l
         subject_ids=[None, *subjects],
     )
     left = [Intent(project_id, row["move_id"], IntentKind.MOVE) for row in rows]
+    for intent in left:
+        await intents.add(connection, intent)
+    emails = [row["value"] for row in owned if row["kind"] == IdentifierKind.EMAIL]
+    return left + await _erase_invites(connection, project, emails, for_good=for_good)
+
+
+async def _erase_invites(
+    connection: Connection, project: Project, emails: list[str], *, for_good: bool
+) -> list[Intent]:
+    """Takes the invites sent to addresses out of every read, and leaves the erasing to a worker.
+
+    Where an address is blocked, whatever is still on its way goes too; else, what was received until now, unless
+    somebody else has the address.
+    """
+    if not emails:
+        return []
+    project_id = project.project_id
+    rows = await queries.add_invite_erasures.fetch(
+        connection,
+        project_id=project_id,
+        recipients=emails,
+        blocked=for_good and is_exclusive(project.identifier_type, IdentifierKind.EMAIL),
+    )
+    await queries.delete_answers.execute(
+        connection,
+        project_id=project_id,
+        profile_ids=[recipient_id(project_id, row["container_recipient"]) for row in rows],
+    )
+    left = [Intent(project_id, row["move_id"], IntentKind.ERASE_INVITES) for row in rows]
     for intent in left:
         await intents.add(connection, intent)
     return left

@@ -19,7 +19,20 @@ WHERE
     AND forget_id IN (
         SELECT named.forget_id FROM forgotten AS named
         WHERE named.project_id = :project_id AND named.hash = ANY(:hashes::bytea [])
-    );
+    )
+RETURNING hash;
+
+-- name: endless_erasures
+-- Addresses whose invites are being erased, those that are still on their way included.
+SELECT move_id, container_recipient
+FROM moves
+WHERE project_id = :project_id AND container_recipient IS NOT NULL AND window_end_time = 'infinity';
+
+-- name: end_erasures
+-- The address may be used again: what is received from now on is not erased.
+UPDATE moves
+SET window_end_time = now()
+WHERE project_id = :project_id AND move_id = ANY(:move_ids::uuid []);
 
 -- name: list_forgotten
 SELECT hash, kind, forget_time
@@ -80,6 +93,17 @@ WHERE
         SELECT FROM devices WHERE devices.project_id = :project_id AND devices.token = token_disables.token
     );
 
+-- name: delete_token_notes
+-- And what the activity log has of them.
+DELETE FROM activities
+WHERE
+    project_id = :project_id
+    AND profile_id IS NULL
+    AND token = ANY(:tokens::text [])
+    AND NOT EXISTS (
+        SELECT FROM devices WHERE devices.project_id = :project_id AND devices.token = activities.token
+    );
+
 -- name: merged_profiles
 -- What has become part of a person: the profiles and subjects of merges that were not undone.
 SELECT DISTINCT unnest(merges.origin_ids) AS origin_id
@@ -103,6 +127,12 @@ WITH visitors AS (
 
 DELETE FROM consents
 WHERE project_id = :project_id AND holder_id = ANY(:holder_ids::uuid []);
+
+-- name: empty_undone
+-- The person's visitors' ids also stand in associations with others that were undone.
+UPDATE merges
+SET anonymous_id = NULL
+WHERE project_id = :project_id AND undo_time IS NOT NULL AND anonymous_id = ANY(:anonymous_ids::text []);
 
 -- name: delete_answers
 -- Stored answers hold identifiers; a request of the person sent again is refused like any other.
@@ -134,3 +164,31 @@ SELECT
     CASE WHEN container.subject_id IS NULL THEN 'infinity' ELSE now() END
 FROM unnest(:profile_ids::uuid [], :subject_ids::uuid []) AS container (profile_id, subject_id)
 RETURNING move_id;
+
+-- name: add_invite_erasures
+-- The invites sent to addresses are erased by a worker. Of one that is blocked also those whose transaction is under way;
+-- else those received until now, if there are any and nobody has the address any more.
+INSERT INTO moves (project_id, move_id, container_recipient, window_end_time)
+SELECT
+    :project_id,
+    uuidv7(),
+    address.recipient,
+    CASE WHEN :blocked::boolean THEN 'infinity' ELSE now() END
+FROM unnest(:recipients::text []) AS address (recipient)
+WHERE
+    :blocked
+    OR (
+        EXISTS (
+            SELECT FROM invite_events AS invite
+            WHERE invite.project_id = :project_id AND invite.recipient = address.recipient
+        )
+        AND NOT EXISTS (
+            SELECT FROM identifiers AS holder
+            WHERE
+                holder.project_id = :project_id
+                AND holder.kind = 1
+                AND holder.value = address.recipient
+                AND holder.redirect_end_time IS NULL
+        )
+    )
+RETURNING move_id, container_recipient;

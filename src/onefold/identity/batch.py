@@ -7,8 +7,7 @@ request, so that a batch does what its updates would have done one by one; an it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from onefold.callers import IdentifierType, Project
@@ -22,15 +21,13 @@ from onefold.identity.rules import (
     IdentifierKind,
     Named,
     Outcome,
-    Person,
     VacatedError,
     updated_fields,
     wanted_identifiers,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """One item of a batch, checked."""
 
     named: Named
@@ -68,18 +65,16 @@ async def _round(
         connection, project, wanted, count_holders=any(_by_user_id_alone(project, update) for _, update in items)
     )
     directory = found.directory
-    stored = (
-        await store.lock_many_data_fields(connection, project.project_id, directory.people) if directory.people else {}
-    )
-    texts = {id(person): stored[person.profile_id] for person in directory.people if person.profile_id is not None}
-    changed: dict[int, str] = {}
+    stored = list(directory.people.values())
+    texts = await store.lock_many_data_fields(connection, project.project_id, stored)
+    changed: dict[UUID, str] = {}
     waiting: list[tuple[int, Update]] = []
     for index, (position, update) in enumerate(items):
         try:
             written = _update(directory, update, texts, changed)
             if _by_user_id_alone(project, update) and update.named.user_id:
                 key = (IdentifierKind.USER_ID, update.named.user_id)
-                written = replace(written, holder_count=found.holder_counts[key])
+                written = written._replace(holder_count=found.holder_counts.get(key, 0))
             results[position] = written
         except VacatedError:
             waiting = items[index:]
@@ -87,34 +82,26 @@ async def _round(
         except OnefoldError as error:
             results[position] = error
     await store.write_people(connection, project, directory, changed)
-    await store.set_many_data_fields(connection, project.project_id, _of_known(directory, changed))
+    of_stored = {person.profile_id: changed[person.profile_id] for person in stored if person.profile_id in changed}
+    await store.set_many_data_fields(connection, project.project_id, of_stored)
     return waiting
 
 
-def _update(directory: Directory, update: Update, texts: dict[int, str], changed: dict[int, str]) -> Written:
-    person = directory.find(update.named)
-    before = texts.get(id(person), "{}") if person is not None else "{}"
+def _update(directory: Directory, update: Update, texts: dict[UUID, str], changed: dict[UUID, str]) -> Written:
+    person = directory.find_to_write(update.named)
+    before = texts.get(person.profile_id, "{}") if person is not None else "{}"
     # Worked out before the identifiers are touched: an item that is too large leaves no trace.
     fields = updated_fields(before, update.data_fields, nested=update.merge_nested_objects)
-    placement = directory.place(update.named, update.call)
-    outcome = placement.outcome
-    if placement.person is not None and fields is not None:
-        texts[id(placement.person)] = changed[id(placement.person)] = fields
+    placement = directory.settle(person, update.named, update.call)
+    person, outcome = placement.person, placement.outcome
+    if person is None:
+        return Written(None, outcome, 0)
+    if fields is not None:
+        texts[person.profile_id] = changed[person.profile_id] = fields
         if outcome is Outcome.UNCHANGED:
             outcome = Outcome.UPDATED
-    if placement.person is None:
-        return Written(None, outcome, 0)
-    return Written.of(placement.person, outcome)
+    return Written.of(person, outcome)
 
 
 def _by_user_id_alone(project: Project, update: Update) -> bool:
     return project.identifier_type is IdentifierType.EMAIL and update.named.email is None
-
-
-def _of_known(directory: Directory, changed: dict[int, str]) -> dict[UUID, str]:
-    known: list[Person] = [person for person in directory.people if not person.is_new]
-    return {
-        person.profile_id: changed[id(person)]
-        for person in known
-        if person.profile_id is not None and id(person) in changed
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from onefold.callers import IdentifierType, Project
@@ -21,8 +21,7 @@ from onefold.identity.rules import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """What became of the profile: the person (None if skipped), the outcome, and how many hold an ambiguous user_id."""
 
     person: Person | None
@@ -54,19 +53,19 @@ async def write_profile(
     by_user_id_alone = project.identifier_type is IdentifierType.EMAIL and named.email is None
     wanted = wanted_identifiers(project.identifier_type, named, prefer_user_id=call.prefer_user_id)
     found = await store.find(connection, project, wanted, count_holders=by_user_id_alone)
-    holder_count = found.holder_counts[wanted[0]] if by_user_id_alone else 0
+    holder_count = found.holder_counts.get(wanted[0], 0)
     placement = found.directory.place(named, call)
     person, outcome = placement.person, placement.outcome
     if person is None:
         return Written(None, outcome, holder_count)
     if person.is_new:
         fields = updated_fields("{}", data_fields or {}, nested=merge_nested_objects) or "{}"
-        await store.write_people(connection, project, found.directory, {id(person): fields})
+        await store.write_people(connection, project, found.directory, {person.profile_id: fields})
         return Written.of(person, outcome, holder_count)
     stored = await store.lock_data_fields(connection, project.project_id, person)
     await store.write_people(connection, project, found.directory)
     updated = updated_fields(stored, data_fields or {}, nested=merge_nested_objects)
-    if updated is not None and person.profile_id is not None:
+    if updated is not None:
         await store.set_data_fields(connection, project.project_id, person.profile_id, updated)
         outcome = Outcome.UPDATED
     return Written.of(person, outcome, holder_count)
@@ -94,7 +93,7 @@ async def rename(connection: Connection, project: Project, named: Named, kind: I
     return Written.of(
         person,
         outcome if outcome is Outcome.CREATED else renamed,
-        found.holder_counts[wanted[0]] if by_user_id_alone else 0,
+        found.holder_counts.get(wanted[0], 0) if by_user_id_alone else 0,
     )
 
 

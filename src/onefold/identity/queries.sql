@@ -1,51 +1,70 @@
 -- name: find_holders
--- Who holds each identifier of a batch, and the moment: one row per identifier asked for, with a null profile_id where
--- nobody does. Of several holders the oldest, which is the one with the lowest profile_id, and one that an identifier was
--- left to by a merge only if nobody has it himself. The database's clock comes along because whoever asks is about to
--- decide by it. holder_count is counted only when asked for.
+-- Who holds each identifier of a batch, and the moment: one row per identifier that somebody holds or whose person was
+-- forgotten, and a row without any if there is none. Of several holders the oldest, which is the one with the lowest
+-- profile_id, and one that an identifier was left to by a merge only if nobody has it himself. The database's clock comes
+-- along because whoever asks is about to decide by it, and so does an id of this moment, from which on the people who are
+-- about to be made are numbered: by that clock too, so that "the oldest holder" does not depend on a server's, and later
+-- than everybody's who is found here. holder_count is counted only when asked for.
 SELECT
-    wanted.kind,
-    wanted.value,
-    holder.profile_id,
-    holder.merge_id,
-    holder.link_time,
-    holder.grace_end_time,
-    coalesce(holder.is_redirect, false) AS is_redirect,
-    forgotten.hash IS NOT NULL AS is_forgotten,
-    profile.email,
-    profile.user_id,
-    now() AS now,
-    CASE
-        WHEN :count_holders::boolean
-            THEN (
-                SELECT count(*)
-                FROM identifiers AS other
-                WHERE
-                    other.project_id = :project_id
-                    AND other.kind = wanted.kind
-                    AND other.value = wanted.value
-                    AND other.redirect_end_time IS NULL
-            )
-    END AS holder_count
-FROM unnest(:kinds::smallint [], :values::text [], :hashes::bytea []) AS wanted (kind, value, hash)
-LEFT JOIN LATERAL (
+    clock.now,
+    clock.first_new_id,
+    found.kind,
+    found.value,
+    found.profile_id,
+    found.merge_id,
+    found.link_time,
+    found.grace_end_time,
+    found.is_redirect,
+    found.is_forgotten,
+    found.email,
+    found.user_id,
+    found.holder_count
+FROM (SELECT now() AS now, uuidv7() AS first_new_id) AS clock
+LEFT JOIN (
     SELECT
-        identifiers.profile_id,
-        identifiers.merge_id,
-        identifiers.link_time,
-        identifiers.grace_end_time,
-        identifiers.redirect_end_time IS NOT NULL AS is_redirect
-    FROM identifiers
-    WHERE
-        identifiers.project_id = :project_id
-        AND identifiers.kind = wanted.kind
-        AND identifiers.value = wanted.value
-        AND (identifiers.redirect_end_time IS NULL OR identifiers.redirect_end_time > now())
-    ORDER BY is_redirect, identifiers.profile_id
-    LIMIT 1
-) AS holder ON true
-LEFT JOIN forgotten ON forgotten.project_id = :project_id AND forgotten.hash = wanted.hash
-LEFT JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id;
+        wanted.kind,
+        wanted.value,
+        holder.profile_id,
+        holder.merge_id,
+        holder.link_time,
+        holder.grace_end_time,
+        coalesce(holder.is_redirect, false) AS is_redirect,
+        forgotten.hash IS NOT NULL AS is_forgotten,
+        profile.email,
+        profile.user_id,
+        CASE
+            WHEN :count_holders::boolean
+                THEN (
+                    SELECT count(*)
+                    FROM identifiers AS other
+                    WHERE
+                        other.project_id = :project_id
+                        AND other.kind = wanted.kind
+                        AND other.value = wanted.value
+                        AND other.redirect_end_time IS NULL
+                )
+        END AS holder_count
+    FROM unnest(:kinds::smallint [], :values::text [], :hashes::bytea []) AS wanted (kind, value, hash)
+    LEFT JOIN LATERAL (
+        SELECT
+            identifiers.profile_id,
+            identifiers.merge_id,
+            identifiers.link_time,
+            identifiers.grace_end_time,
+            identifiers.redirect_end_time IS NOT NULL AS is_redirect
+        FROM identifiers
+        WHERE
+            identifiers.project_id = :project_id
+            AND identifiers.kind = wanted.kind
+            AND identifiers.value = wanted.value
+            AND (identifiers.redirect_end_time IS NULL OR identifiers.redirect_end_time > now())
+        ORDER BY is_redirect, identifiers.profile_id
+        LIMIT 1
+    ) AS holder ON true
+    LEFT JOIN forgotten ON forgotten.project_id = :project_id AND forgotten.hash = wanted.hash
+    LEFT JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id
+    WHERE holder.profile_id IS NOT NULL OR forgotten.hash IS NOT NULL
+) AS found ON true;
 
 -- name: get_profile
 -- Everything about one person.
@@ -64,7 +83,7 @@ FROM profiles
 WHERE project_id = :project_id AND profile_id = :profile_id;
 
 -- name: get_profiles
--- Everything about several people.
+-- Everything about people, by their ids.
 SELECT
     profile_id,
     email,
@@ -98,7 +117,7 @@ SELECT
     profile.create_time,
     profile.update_time,
     CASE
-        WHEN :count_holders::boolean
+        WHEN wanted.count_holders
             THEN (
                 SELECT count(*)
                 FROM identifiers AS other
@@ -109,7 +128,8 @@ SELECT
                     AND other.redirect_end_time IS NULL
             )
     END AS holder_count
-FROM unnest(:kinds::smallint [], :values::text []) AS wanted (kind, value)
+FROM
+    unnest(:kinds::smallint [], :values::text [], :count_holders::boolean []) AS wanted (kind, value, count_holders)
 CROSS JOIN LATERAL (
     SELECT identifiers.profile_id
     FROM identifiers
@@ -122,11 +142,6 @@ CROSS JOIN LATERAL (
     LIMIT 1
 ) AS holder
 INNER JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = holder.profile_id;
-
--- name: new_profile_ids
--- Ids by the database's clock, so that "the oldest holder" does not depend on a server's.
-SELECT uuidv7() AS profile_id
-FROM generate_series(1, :count::integer);
 
 -- name: lock_profile
 -- Holds a profile until the end of the transaction, and reads what the update builds on.
@@ -165,17 +180,31 @@ FROM
 ORDER BY new.kind, new.value, new.profile_id
 ON CONFLICT DO NOTHING;
 
+-- name: claim_for_new_people
+-- The same for profiles that nobody knows yet: they cannot have an identifier already, so only those that are one
+-- profile's only can be taken. Looking for conflicts in one index instead of all saves a fifth.
+INSERT INTO identifiers (project_id, kind, value, profile_id, exclusive)
+SELECT :project_id, new.kind, new.value, new.profile_id, new.exclusive
+FROM
+    unnest(:kinds::smallint [], :values::text [], :profile_ids::uuid [], :exclusive::boolean [])
+        AS new (kind, value, profile_id, exclusive)
+ORDER BY new.kind, new.value, new.profile_id
+ON CONFLICT (project_id, kind, value) WHERE exclusive DO NOTHING;
+
 -- name: any_forgotten
 SELECT EXISTS (SELECT FROM forgotten WHERE project_id = :project_id AND hash = ANY(:hashes::bytea []));
 
 -- name: insert_profiles
--- One that is made for a visitor (ACTIVATION) is an unknown one.
+-- Inserts all or, if one of their identifiers was forgotten, none. ForgetProfile claims what it blocks: after one's own
+-- claim, whoever waited for it sees it here, and nobody comes in between. One that is made for a visitor (ACTIVATION) is an
+-- unknown one.
 INSERT INTO profiles (project_id, profile_id, email, user_id, data_fields, signup_source, is_unknown)
 SELECT
     :project_id, new.profile_id, new.email, new.user_id, new.data_fields, new.signup_source, new.signup_source = 5
 FROM
     unnest(:profile_ids::uuid [], :emails::text [], :user_ids::text [], :data_fields::json [], :sources::smallint [])
-        AS new (profile_id, email, user_id, data_fields, signup_source);
+        AS new (profile_id, email, user_id, data_fields, signup_source)
+WHERE NOT EXISTS (SELECT FROM forgotten WHERE project_id = :project_id AND hash = ANY(:hashes::bytea []));
 
 -- name: set_identifiers
 -- Writes the copies that profiles keep of their identifiers.

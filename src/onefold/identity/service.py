@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from onefold.errors import OnefoldError, Reason, exhausted, invalid
 from onefold.identity import store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
+    fill_profile,
+    fill_profile_write,
     read_anonymous_id,
     read_data_format,
     read_identifiers,
@@ -24,6 +27,7 @@ from onefold.identity.messages import (
     to_profile_write,
 )
 from onefold.identity.people import Written, profile_not_found, rename, write_profile
+from onefold.identity.reader import ProfileReader
 from onefold.identity.rules import (
     Call,
     IdentifierKind,
@@ -58,6 +62,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._database = database
         self._doorbell = doorbell
         self._learn_who = learn_who
+        self._reader = ProfileReader(database)
 
     async def UpdateProfile(
         self, request: identity_service_pb2.UpdateProfileRequest, context: Context
@@ -69,11 +74,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         fields = _read_fields(checker, request)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
-        call = Call(
-            SignupSource.PROFILE_UPDATE,
-            prefer_user_id=request.prefer_user_id,
-            update_existing_only=request.update_existing_only,
-        )
+        call = _update_call(request.prefer_user_id, request.update_existing_only)
 
         async def work(connection: Connection) -> identity_service_pb2.UpdateProfileResponse:
             written = await write_profile(
@@ -109,21 +110,16 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             case "profile_id":
                 profile_id = checker.uuid("profile_id", request.profile_id)
                 checker.raise_if_wrong()
-                profile = await self._database.read(
-                    lambda connection: store.get_profile(connection, project.project_id, profile_id)
-                )
+                profile = await self._reader.by_id(project, profile_id)
             case _:
                 named = read_identifiers(checker, project, request.identifiers, long_user_id=True)
                 checker.raise_if_wrong()
-                profile, holder_count = await self._database.read(
-                    lambda connection: store.find_profile(connection, project, named)
-                )
+                profile, holder_count = await self._reader.by_name(project, named)
         if profile is None:
             raise profile_not_found()
-        return identity_service_pb2.GetProfileResponse(
-            profile=to_profile(profile, as_json=as_json),
-            user_id_holder_count=holder_count if holder_count > 1 else 0,
-        )
+        answer = identity_service_pb2.GetProfileResponse(user_id_holder_count=holder_count if holder_count > 1 else 0)
+        fill_profile(answer.profile, profile, as_json=as_json)
+        return answer
 
     async def BatchGetProfiles(
         self, request: identity_service_pb2.BatchGetProfilesRequest, context: Context
@@ -177,7 +173,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 if isinstance(result, OnefoldError):
                     answer.results.add(error=to_item_error(result))
                 else:
-                    answer.results.add(profile=to_profile_write(result))
+                    fill_profile_write(answer.results.add().profile, result)
             return answer
 
         answer, _ = await write_once(
@@ -294,7 +290,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 merge_nested_objects=request.merge_nested_objects,
             )
             if learned is not None and written.outcome is Outcome.UNCHANGED:
-                written = replace(written, outcome=Outcome.UPDATED)
+                written = written._replace(outcome=Outcome.UPDATED)
             link = await _link(connection, project, anonymous_id, written, key_id, learned)
             return identity_service_pb2.IdentifyResponse(profile=to_profile_write(written), link=link)
 
@@ -318,12 +314,13 @@ def _read_person(project: Project, person: identity_service_pb2.PersonName) -> N
 
 def _read_update(checker: Checker, project: Project, item: identity_service_pb2.ProfileUpdate) -> Update:
     named = read_identifiers(checker, project, item.identifiers, long_user_id=item.prefer_user_id)
-    call = Call(
-        SignupSource.PROFILE_UPDATE,
-        prefer_user_id=item.prefer_user_id,
-        update_existing_only=item.update_existing_only,
-    )
+    call = _update_call(item.prefer_user_id, item.update_existing_only)
     return Update(named, call, _read_fields(checker, item), item.merge_nested_objects)
+
+
+@cache
+def _update_call(prefer_user_id: bool, update_existing_only: bool) -> Call:
+    return Call(SignupSource.PROFILE_UPDATE, prefer_user_id=prefer_user_id, update_existing_only=update_existing_only)
 
 
 def _read_update_item(project: Project, item: identity_service_pb2.ProfileUpdate) -> Update | OnefoldError:

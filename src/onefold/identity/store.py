@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
+
+from asyncpg.pgproto import pgproto
 
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
-from onefold.db.queries import Connection, Queries, Record
+from onefold.db.queries import Connection, Queries, Query, Record
 from onefold.errors import OnefoldError
 from onefold.identity.rules import (
     Directory,
     IdentifierKind,
+    Key,
     Named,
     Person,
     SignupSource,
-    changed_people,
-    forgotten_hash,
+    forgotten_hashes,
     is_exclusive,
     is_named_anew,
     is_session_id,
-    new_people,
     wanted_identifiers,
 )
 from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
 queries: Final = Queries("onefold.identity")
+_KINDS: Final = {kind.value: kind for kind in IdentifierKind}
+
+# An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
+NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
+_NOTHING: Final[Mapping[UUID, str]] = {}
 
 # The grace of an id that a worker linked to an unknown profile: until it is known who it is, as good as for ever.
 OPEN_LINK: Final = timedelta(days=50 * 365)
@@ -49,6 +56,8 @@ class Profile:
     profile_update_time: datetime
     create_time: datetime
     update_time: datetime
+    # The event that its cart stands as of. Only a merge asks for it.
+    cart_event_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +73,15 @@ class LinkRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the identifiers of a batch lead to, at the moment `now` of the database's clock."""
+    """What the identifiers of a batch lead to, at the moment `now` of the database's clock.
+
+    `holder_counts` says how many hold each of those that somebody has, if that was asked for.
+    """
 
     directory: Directory
     now: datetime
     links: dict[str, LinkRow]
-    holder_counts: dict[tuple[IdentifierKind, str], int]
+    holder_counts: dict[Key, int]
 
 
 async def find(
@@ -79,42 +91,49 @@ async def find(
     *,
     count_holders: bool = False,
 ) -> Found:
-    """Looks up identifiers, at least one, in one statement. An anonymous_id that is linked comes back in `links`.
-
-    With count_holders, `holder_counts` says how many hold each of them.
-    """
+    """Looks up identifiers in one statement. An anonymous_id that is linked comes back in `links`."""
     unique = list(dict.fromkeys(wanted))
+    hashes = forgotten_hashes(project, unique)
     rows = await queries.find_holders.fetch(
         connection,
         count_holders=count_holders,
         project_id=project.project_id,
         kinds=[kind for kind, _ in unique],
         values=[value for _, value in unique],
-        hashes=[forgotten_hash(project, kind, value) for kind, value in unique],
+        hashes=hashes,
     )
-    directory = Directory(project.identifier_type)
-    people: dict[UUID, Person] = {}
-    links = {}
+    directory = Directory(
+        project.identifier_type, _ids_from(rows[0]["first_new_id"]), dict(zip(unique, hashes, strict=True))
+    )
+    links: dict[str, LinkRow] = {}
+    counts: dict[Key, int] = {}
     for row in rows:
+        if row["kind"] is None:
+            # Nobody has any of them.
+            break
         profile_id = row["profile_id"]
-        key = (IdentifierKind(row["kind"]), row["value"])
+        key = (_KINDS[row["kind"]], row["value"])
         if row["is_forgotten"]:
             directory.forgotten.add(key)
         if profile_id is None:
             continue
-        if row["kind"] == IdentifierKind.ANONYMOUS_ID:
+        if key[0] is IdentifierKind.ANONYMOUS_ID:
             links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
             continue
-        person = people.get(profile_id)
-        if person is None:
-            person = people[profile_id] = Person(
-                profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
-            )
+        person = directory.people.get(profile_id) or Person(
+            profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
+        )
         directory.add(*key, person)
         if row["is_redirect"]:
             directory.redirects.add(key)
-    counts = {(IdentifierKind(row["kind"]), row["value"]): row["holder_count"] or 0 for row in rows}
+        if row["holder_count"]:
+            counts[key] = row["holder_count"]
     return Found(directory, rows[0]["now"], links, counts)
+
+
+def _ids_from(first: UUID) -> Iterator[UUID]:
+    """Ids that count on from one, by the driver's own type: made and sent several times as fast as the standard one."""
+    return (pgproto.UUID((first.int + number).to_bytes(16)) for number in itertools.count())
 
 
 async def find_person(
@@ -133,37 +152,57 @@ async def get_profile(connection: Connection, project_id: str, profile_id: UUID)
     return to_profile_row(row) if row else None
 
 
+async def get_profiles(
+    connection: Connection, project: Project, profile_ids: Sequence[UUID]
+) -> Sequence[Profile | None]:
+    """Profiles by their ids, in order; None for one that is not there."""
+    rows = await queries.get_profiles.fetch(connection, project_id=project.project_id, profile_ids=profile_ids)
+    profiles = {row["profile_id"]: to_profile_row(row) for row in rows}
+    return [profiles.get(profile_id) for profile_id in profile_ids]
+
+
 async def profile_exists(connection: Connection, project_id: str, profile_id: UUID) -> bool:
     """Whether the project has a profile of this id."""
     exists: bool = await queries.profile_exists.fetchval(connection, project_id=project_id, profile_id=profile_id)
     return exists
 
 
-async def find_profile(connection: Connection, project: Project, named: Named) -> tuple[Profile | None, int]:
-    """One profile by its identifiers, in one statement, and how many hold the first of them.
+async def find_profiles(
+    connection: Connection, project: Project, names: Sequence[Named], *, count_holders: bool = True
+) -> list[tuple[Profile | None, int] | OnefoldError]:
+    """Profiles by their identifiers, in order and in one statement: None for nobody, the error for a conflict.
 
-    Raises IDENTIFIERS_CONFLICT.
+    With count_holders, each comes with how many hold the user_id, if that alone named it.
     """
-    wanted = wanted_identifiers(project.identifier_type, named)
+    counted = {named.user_id for named in names if named.email is None} if count_holders else set()
+    wanted = list(dict.fromkeys(key for named in names for key in wanted_identifiers(project.identifier_type, named)))
     rows = await queries.find_profiles.fetch(
         connection,
-        count_holders=named.email is None,
         project_id=project.project_id,
         kinds=[kind for kind, _ in wanted],
         values=[value for _, value in wanted],
+        count_holders=[kind is IdentifierKind.USER_ID and value in counted for kind, value in wanted],
     )
     directory = Directory(project.identifier_type)
     profiles: dict[UUID, Profile] = {}
-    people: dict[UUID, Person] = {}
+    counts: dict[str, int] = {}
     for row in rows:
-        profile = profiles.setdefault(row["profile_id"], to_profile_row(row))
-        person = people.setdefault(profile.profile_id, Person(profile.profile_id, profile.email, profile.user_id))
-        directory.add(IdentifierKind(row["kind"]), row["value"], person)
-    found = directory.find(named)
-    if found is None or found.profile_id is None:
-        return None, 0
-    counts = {(row["kind"], row["value"]): row["holder_count"] for row in rows}
-    return profiles[found.profile_id], counts.get(wanted[0]) or 0
+        profile = to_profile_row(row)
+        profiles[profile.profile_id] = profile
+        person = directory.people.get(profile.profile_id) or Person(profile.profile_id, profile.email, profile.user_id)
+        directory.add(_KINDS[row["kind"]], row["value"], person)
+        if row["holder_count"] is not None:
+            counts[row["value"]] = row["holder_count"]
+    found: list[tuple[Profile | None, int] | OnefoldError] = []
+    for named in names:
+        try:
+            holder = directory.find(named)
+        except OnefoldError as error:
+            found.append(error)
+        else:
+            count = counts.get(named.user_id or "", 0) if named.email is None else 0
+            found.append((profiles[holder.profile_id], count) if holder is not None else (None, 0))
+    return found
 
 
 async def find_many_profiles(
@@ -173,28 +212,14 @@ async def find_many_profiles(
 
     Two statements, whatever their number; the caller sees to it that they see one moment.
     """
-    wanted = [
-        key for name in names if isinstance(name, Named) for key in wanted_identifiers(project.identifier_type, name)
-    ]
-    people: list[Person | OnefoldError | UUID | None] = []
-    directory = (await find(connection, project, wanted)).directory if wanted else Directory(project.identifier_type)
-    for name in names:
-        try:
-            people.append(directory.find(name) if isinstance(name, Named) else name)
-        except OnefoldError as error:
-            people.append(error)
-    ids = {person.profile_id if isinstance(person, Person) else person for person in people}
-    rows = await queries.get_profiles.fetch(
-        connection, project_id=project.project_id, profile_ids=[each for each in ids if isinstance(each, UUID)]
-    )
-    profiles = {row["profile_id"]: to_profile_row(row) for row in rows}
+    by_name = [name for name in names if isinstance(name, Named)]
+    by_id = [name for name in names if isinstance(name, UUID)]
+    found = iter(await find_profiles(connection, project, by_name, count_holders=False) if by_name else [])
+    stored = iter(await get_profiles(connection, project, by_id) if by_id else [])
     result: list[Profile | OnefoldError | None] = []
-    for person in people:
-        if isinstance(person, OnefoldError):
-            result.append(person)
-        else:
-            profile_id = person.profile_id if isinstance(person, Person) else person
-            result.append(profiles.get(profile_id) if profile_id is not None else None)
+    for name in names:
+        one = next(found) if isinstance(name, Named) else next(stored)
+        result.append(one[0] if isinstance(one, tuple) else one)
     return result
 
 
@@ -218,36 +243,36 @@ async def set_data_fields(connection: Connection, project_id: str, profile_id: U
 
 
 async def write_people(
-    connection: Connection, project: Project, directory: Directory, data_fields: dict[int, str] | None = None
+    connection: Connection, project: Project, directory: Directory, data_fields: Mapping[UUID, str] = _NOTHING
 ) -> None:
-    """Writes what a batch did to people: new profiles (which get their ids here) and changed identifiers.
+    """Writes what a batch did to people: new profiles and changed identifiers.
 
-    `data_fields` holds JSON text for new people, by id() of the Person; others start empty. LostRaceError if another
-    transaction changed or took what this one builds on.
+    `data_fields` holds JSON text for new people, by their ids; others start empty. LostRaceError if another transaction
+    changed or took what this one builds on.
 
     The order is that of all writers: rows, then identifiers, each sorted; so no two of them deadlock.
     """
-    created, changed = new_people(directory.people), changed_people(directory.people)
+    created, changed = directory.new_people(), directory.changed_people()
+    new = _new_identifiers(project, created + changed)
     if changed:
         await _lock_unchanged(connection, project, changed)
         await _release_old(connection, project, changed)
+        await claim_identifiers(connection, project, new)
+    elif created:
+        await _claim(connection, project, new, queries.claim_for_new_people)
     if created:
-        ids = await queries.new_profile_ids.fetch(connection, count=len(created))
-        for person, row in zip(created, ids, strict=True):
-            person.profile_id = row["profile_id"]
-    if created or changed:
-        await _claim_new(connection, project, created + changed)
-    if created:
-        fields = data_fields or {}
-        await queries.insert_profiles.execute(
+        inserted = await queries.insert_profiles.execute(
             connection,
             project_id=project.project_id,
             profile_ids=[person.profile_id for person in created],
             emails=[person.email for person in created],
             user_ids=[person.user_id for person in created],
-            data_fields=[fields.get(id(person), "{}") for person in created],
+            data_fields=[data_fields.get(person.profile_id, "{}") for person in created],
             sources=[person.source for person in created],
+            hashes=[directory.hashes[kind, value] for kind, value, _, _ in new],
         )
+        if inserted != len(created):
+            raise LostRaceError
     if changed:
         await queries.set_identifiers.execute(
             connection,
@@ -270,6 +295,8 @@ async def lock_many_data_fields(connection: Connection, project_id: str, people:
 
     LostRaceError if the identifiers of one are no longer those that it was found by.
     """
+    if not people:
+        return {}
     rows = await queries.lock_data_fields.fetch(
         connection, project_id=project_id, profile_ids=[person.profile_id for person in people]
     )
@@ -390,7 +417,7 @@ async def _lock_unchanged(connection: Connection, project: Project, people: list
     )
     stored = {row["profile_id"]: (row["email"], row["user_id"]) for row in rows}
     for person in people:
-        if person.profile_id is None or stored.get(person.profile_id) != (person.stored_email, person.stored_user_id):
+        if stored.get(person.profile_id) != (person.stored_email, person.stored_user_id):
             raise LostRaceError
 
 
@@ -408,54 +435,46 @@ async def _release_old(connection: Connection, project: Project, people: list[Pe
         )
 
 
-async def _claim_new(connection: Connection, project: Project, people: list[Person]) -> None:
-    new = [
-        (kind, after, person.profile_id, is_exclusive(project.identifier_type, kind))
+def _new_identifiers(project: Project, people: list[Person]) -> list[NewIdentifier]:
+    exclusive = {kind: is_exclusive(project.identifier_type, kind) for kind in IdentifierKind}
+    return [
+        (kind, after, person.profile_id, exclusive[kind])
         for person in people
         for kind, before, after in _identifier_changes(person)
         if after is not None and before != after
     ]
-    await claim_identifiers(connection, project, new)
 
 
-async def claim_identifiers(
-    connection: Connection, project: Project, new: list[tuple[IdentifierKind, str, UUID | None, bool]]
-) -> None:
-    """Gives identifiers (kind, value, profile_id, exclusive) to profiles.
+async def claim_identifiers(connection: Connection, project: Project, new: Sequence[NewIdentifier]) -> None:
+    """Gives identifiers to profiles.
 
     LostRaceError if somebody has one of them, or if one was forgotten, since they were looked up.
     """
-    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
-
-    async def claim() -> int:
-        return await queries.claim_identifiers.execute(
-            connection,
-            project_id=project.project_id,
-            kinds=kinds,
-            values=values,
-            profile_ids=profile_ids,
-            exclusive=exclusive,
-        )
-
-    claimed = await claim()
-    if claimed != len(new):
-        # One that a merge left to somebody, and whose time is over, is free.
-        if await release_redirects(connection, project, [key[:3] for key in new]):
-            claimed += await claim()
-        if claimed != len(new):
-            # Somebody committed one of them first; from the start again, the look-up finds theirs.
-            raise LostRaceError
+    await _claim(connection, project, new, queries.claim_identifiers)
     # ForgetProfile claims what it blocks, so whoever waited for it above sees it here, and nobody comes in between.
-    hashes = [forgotten_hash(project, kind, value) for kind, value, _, _ in new]
+    hashes = forgotten_hashes(project, [(kind, value) for kind, value, _, _ in new])
     if await queries.any_forgotten.fetchval(connection, project_id=project.project_id, hashes=hashes):
         raise LostRaceError
 
 
-def _identifier_changes(person: Person) -> list[tuple[IdentifierKind, str | None, str | None]]:
-    return [
+async def _claim(connection: Connection, project: Project, new: Sequence[NewIdentifier], statement: Query) -> None:
+    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
+    claims = {"kinds": kinds, "values": values, "profile_ids": profile_ids, "exclusive": exclusive}
+    claimed = await statement.execute(connection, project_id=project.project_id, **claims)
+    if claimed != len(new):
+        # One that a merge left to somebody, and whose time is over, is free.
+        if await release_redirects(connection, project, [key[:3] for key in new]):
+            claimed += await queries.claim_identifiers.execute(connection, project_id=project.project_id, **claims)
+        if claimed != len(new):
+            # Somebody committed one of them first; from the start again, the look-up finds theirs.
+            raise LostRaceError
+
+
+def _identifier_changes(person: Person) -> tuple[tuple[IdentifierKind, str | None, str | None], ...]:
+    return (
         (IdentifierKind.EMAIL, person.stored_email, person.email),
         (IdentifierKind.USER_ID, person.stored_user_id, person.user_id),
-    ]
+    )
 
 
 def to_profile_row(row: Record) -> Profile:
@@ -470,6 +489,7 @@ def to_profile_row(row: Record) -> Profile:
         row["profile_update_time"],
         row["create_time"],
         row["update_time"],
+        row.get("cart_event_time"),
     )
 
 

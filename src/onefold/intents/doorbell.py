@@ -21,6 +21,8 @@ _log = structlog.get_logger()
 
 QUEUE_NAME: Final = "onefold:intents"
 JOB_NAME: Final = "run_intent"
+# What the health service calls the doorbell: NOT_SERVING there means degraded, and harms no call.
+DOORBELL_SERVICE: Final = "onefold.doorbell"
 _WAITING_BELLS: Final = 1_000
 _RING_SECONDS: Final = 0.05
 _FAILURES_TO_OPEN: Final = 3

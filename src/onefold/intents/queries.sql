@@ -92,3 +92,36 @@ WHERE project_id = :project_id AND intent_id = :intent_id AND lease_token = :lea
 SELECT kind, due_time, attempt_count, lease_end_time, stuck_time, last_error
 FROM intents
 WHERE project_id = :project_id AND intent_id = :intent_id;
+
+-- name: list_intents
+-- For an operator: what is left to do, the oldest first, of one project or of all.
+SELECT
+    project_id,
+    intent_id,
+    kind,
+    create_time,
+    due_time,
+    attempt_count,
+    stuck_time,
+    last_error,
+    CASE
+        WHEN stuck_time IS NOT NULL THEN 'STUCK'
+        WHEN lease_end_time > now() THEN 'RUNNING'
+        WHEN due_time > now() THEN 'WAITING'
+        ELSE 'DUE'
+    END AS state
+FROM intents
+WHERE
+    (:project_id::text IS NULL OR project_id = :project_id)
+    AND (NOT :stuck_only::boolean OR stuck_time IS NOT NULL)
+ORDER BY create_time, intent_id
+LIMIT :count::integer;
+
+-- name: retry_intents
+-- For an operator who has removed the cause: stuck intents begin anew, with all their attempts.
+UPDATE intents
+SET stuck_time = NULL, attempt_count = 0, due_time = now()
+WHERE
+    (:project_id::text IS NULL OR project_id = :project_id)
+    AND (:intent_ids::uuid [] IS NULL OR intent_id = ANY(:intent_ids::uuid []))
+    AND stuck_time IS NOT NULL;

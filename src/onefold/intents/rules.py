@@ -17,6 +17,8 @@ class IntentKind(enum.StrEnum):
     """What a worker is to do. A kind that this version does not know is left alone (it belongs to a newer one)."""
 
     MOVE = "MOVE"
+    # A move without an owner as well, but of a container that came with it.
+    ERASE_INVITES = "ERASE_INVITES"
     DISABLE = "DISABLE"
     # Looking at visitors whose events have left a note.
     ACTIVATE = "ACTIVATE"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
@@ -121,6 +122,36 @@ async def is_stuck(connection: Connection, project_id: str, intent_id: UUID) -> 
     """Whether the workers gave an intent up."""
     row = await queries.find_intent.fetchrow(connection, project_id=project_id, intent_id=intent_id)
     return row is not None and row["stuck_time"] is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedIntent:
+    """An intent as an operator sees it. state is STUCK, RUNNING (leased), WAITING (for due_time) or DUE."""
+
+    project_id: str
+    intent_id: UUID
+    kind: str
+    state: str
+    create_time: datetime
+    due_time: datetime
+    attempt_count: int
+    stuck_time: datetime | None
+    last_error: str | None
+
+
+async def list_intents(
+    connection: Connection, project_id: str | None, *, stuck_only: bool, count: int
+) -> list[ListedIntent]:
+    """At most `count` intents of a project, or of all, the oldest first; kinds that this version does not know too."""
+    rows = await queries.list_intents.fetch(connection, project_id=project_id, stuck_only=stuck_only, count=count)
+    return [ListedIntent(**{field.name: row[field.name] for field in fields(ListedIntent)}) for row in rows]
+
+
+async def retry(connection: Connection, project_id: str | None, intent_ids: Sequence[UUID] | None) -> int:
+    """Lets stuck intents begin anew: those named, or all; returns how many. The sweep finds them."""
+    return await queries.retry_intents.execute(
+        connection, project_id=project_id, intent_ids=list(intent_ids) if intent_ids is not None else None
+    )
 
 
 def _intent(row: Record) -> Intent:

@@ -15,6 +15,7 @@ from onefold.callers import IdentifierType, Project
 from onefold.db.queries import Connection
 from onefold.devices.store import lock_token
 from onefold.errors import Reason, exhausted, failed_precondition
+from onefold.events.rules import CART_FIELD
 from onefold.identity import store as identity
 from onefold.identity.people import profile_not_found
 from onefold.identity.rules import (
@@ -112,7 +113,11 @@ async def plan(connection: Connection, project: Project, wanted: Wanted, *, lock
             limit_bytes=str(DATA_FIELDS_BYTES),
         )
     email, user_id = _filled(source, target)
-    survivor = replace(target, email=email, user_id=user_id, data_fields=encoded.decode())
+    # A cart that fills a gap stands as of the event it did with the source.
+    cart_event_time = (source if CART_FIELD in merged.source_fields else target).cart_event_time
+    survivor = replace(
+        target, email=email, user_id=user_id, data_fields=encoded.decode(), cart_event_time=cart_event_time
+    )
     return Plan(Outcome.MERGED, source, target, survivor, merged, found.now)
 
 
@@ -258,6 +263,7 @@ async def _write(connection: Connection, project_id: str, survivor: Profile) -> 
         survivor.user_id,
         survivor.data_fields,
         is_unknown=survivor.is_unknown,
+        cart_event_time=survivor.cart_event_time,
     )
 
 

@@ -11,7 +11,8 @@ SELECT
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 FROM profiles
 WHERE project_id = :project_id AND profile_id = ANY(:profile_ids::uuid [])
 ORDER BY profile_id
@@ -25,13 +26,21 @@ WHERE project_id = :project_id AND profile_id = :profile_id
 ORDER BY token;
 
 -- name: overlapping_devices
--- The target's own copies of tokens that the source holds too, as they are before the merge: what an undo restores.
+-- The target's own copies of tokens that the source holds too, as they are before the merge: what an undo restores. With
+-- the open disables applied: a worker may not find the copy again once the merge has given it a later number.
 SELECT
     target.token,
     target.platform,
     target.application_name,
     target.data_fields::text AS data_fields,
-    target.endpoint_enabled,
+    target.endpoint_enabled AND NOT EXISTS (
+        SELECT FROM token_disables AS disable
+        WHERE
+            disable.project_id = :project_id
+            AND disable.token = target.token
+            AND disable.finish_time IS NULL
+            AND disable.operation_number > target.operation_number
+    ) AS endpoint_enabled,
     target.operation_number,
     greatest(target.operation_number, source.operation_number) AS merged_operation_number,
     target.create_time,
@@ -42,9 +51,9 @@ INNER JOIN devices AS source
 WHERE target.project_id = :project_id AND target.profile_id = :target_id;
 
 -- name: copy_devices
--- Gives the target the union by token; of two copies the one with the newest operation counts. A copy that an open disable
--- reaches is written as disabled: a merge never re-enables. The source's rows stay where they are, out of sight without
--- their profile, and are right again when the merge is undone.
+-- Gives the target the union by token; of several copies the one with the newest operation counts. One that an open disable
+-- reaches is written as disabled: a merge never re-enables. The sources' rows stay where they are, out of sight without
+-- their profiles, and are right again when the merge is undone.
 INSERT INTO devices (
     project_id,
     profile_id,
@@ -57,7 +66,7 @@ INSERT INTO devices (
     create_time,
     update_time
 )
-SELECT
+SELECT DISTINCT ON (source.token)
     source.project_id,
     :target_id,
     source.token,
@@ -76,7 +85,8 @@ SELECT
     source.create_time,
     source.update_time
 FROM devices AS source
-WHERE source.project_id = :project_id AND source.profile_id = :source_id
+WHERE source.project_id = :project_id AND source.profile_id = ANY(:source_ids::uuid [])
+ORDER BY source.token, source.operation_number DESC
 ON CONFLICT (project_id, profile_id, token) DO UPDATE
 SET
     platform = excluded.platform,
@@ -88,8 +98,8 @@ SET
 WHERE excluded.operation_number > devices.operation_number;
 
 -- name: drop_shared_identifiers
--- Identifiers that lead to both profiles (where several may share one): one row is enough. The target's own stays; one that
--- an earlier merge left to the target, perhaps for minutes only, makes room for the source's.
+-- Identifiers that lead to both profiles (where several may share one): one row is enough. The target's own stays; of the
+-- others the one that leads there for longest, where the source's own counts as what it is about to become.
 DELETE FROM identifiers AS spare
 USING identifiers AS other
 WHERE
@@ -100,10 +110,15 @@ WHERE
     AND spare.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
     AND other.profile_id = ANY(ARRAY[:source_id::uuid, :target_id::uuid])
     AND other.profile_id <> spare.profile_id
-    AND CASE
-        WHEN spare.profile_id = :source_id THEN other.redirect_end_time IS NULL
-        ELSE spare.redirect_end_time IS NOT NULL
-    END;
+    AND (
+        spare.profile_id = :target_id AND spare.redirect_end_time IS NULL,
+        coalesce(spare.redirect_end_time, :redirect_end_time::timestamptz, 'infinity'),
+        spare.profile_id = :target_id
+    ) < (
+        other.profile_id = :target_id AND other.redirect_end_time IS NULL,
+        coalesce(other.redirect_end_time, :redirect_end_time::timestamptz, 'infinity'),
+        other.profile_id = :target_id
+    );
 
 -- name: hand_over_identifiers
 -- From here on the source's identifiers lead to the target: its anonymous ids for good, its email and user_id until a
@@ -189,6 +204,7 @@ SET
     user_id = :user_id,
     data_fields = :data_fields::json,
     is_unknown = :is_unknown,
+    cart_event_time = :cart_event_time,
     profile_update_time = now(),
     update_time = now()
 WHERE project_id = :project_id AND profile_id = :profile_id;
@@ -206,7 +222,8 @@ INSERT INTO profiles (
     signup_time,
     profile_update_time,
     create_time,
-    update_time
+    update_time,
+    cart_event_time
 )
 SELECT
     :project_id,
@@ -219,7 +236,8 @@ SELECT
     source.signup_time,
     source.profile_update_time,
     source.create_time,
-    now()
+    now(),
+    source.cart_event_time
 FROM
     json_to_record(:snapshot::json) AS source (
         profile_id uuid,
@@ -230,7 +248,8 @@ FROM
         signup_source smallint,
         signup_time timestamptz,
         profile_update_time timestamptz,
-        create_time timestamptz
+        create_time timestamptz,
+        cart_event_time timestamptz
     );
 
 -- name: add_merge
@@ -249,7 +268,9 @@ INSERT INTO merges (
     target_fields,
     merged_arrays,
     device_count,
-    settle_time
+    settle_time,
+    source_create_time,
+    source_signup_source
 )
 SELECT
     :project_id,
@@ -273,7 +294,9 @@ SELECT
     :target_fields::text [],
     :merged_arrays::text [],
     :device_count,
-    CASE WHEN :kind = 'CONVERSION' THEN now() END
+    CASE WHEN :kind = 'CONVERSION' THEN now() END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,create_time}')::timestamptz END,
+    CASE WHEN :kind = 'PROFILE' THEN (:snapshot::json #>> '{source,signup_source}')::smallint END
 RETURNING merge_id;
 
 -- name: add_merge_move
@@ -492,23 +515,27 @@ WITH counted AS (
 DELETE FROM identifiers
 WHERE project_id = :project_id AND kind = 3 AND value = :anonymous_id AND merge_id = :merge_id;
 
--- name: return_devices
--- Undoing: a device that was disabled since the merge stays off when it goes back to the source.
-UPDATE devices AS source
-SET endpoint_enabled = false, operation_number = target.operation_number
-FROM devices AS target
+-- name: device_numbers
+-- The newest operations on some of a profile's copies.
+SELECT token, operation_number
+FROM devices
+WHERE project_id = :project_id AND profile_id = :profile_id AND token = ANY(:tokens::text []);
+
+-- name: other_sources
+-- The profiles that are merged into one beside the source of a merge.
+SELECT source_profile_id
+FROM merges
 WHERE
-    source.project_id = :project_id
-    AND source.profile_id = :source_id
-    AND target.project_id = :project_id
-    AND target.profile_id = :target_id
-    AND target.token = source.token
-    AND target.operation_number > source.operation_number
-    AND NOT target.endpoint_enabled
-    AND NOT target.token = ANY(:overlapping::text []);
+    project_id = :project_id
+    AND target_profile_id = :target_id
+    AND merge_id <> :merge_id
+    AND kind = 'PROFILE'
+    AND undo_time IS NULL;
 
 -- name: remove_returned_devices
--- Undoing: the target loses the copies that only the merge gave it; one that it has registered itself since is its own.
+-- Undoing: the target loses the copies that only merges gave it, and what it has registered itself since if that is off
+-- again; those of profiles that stay merged into it are given to it anew. One that it registered since and that is on
+-- has a number that no source has.
 DELETE FROM devices AS target
 USING devices AS source
 WHERE
@@ -517,23 +544,26 @@ WHERE
     AND source.project_id = :project_id
     AND source.profile_id = :source_id
     AND source.token = target.token
-    AND target.operation_number <= source.operation_number
-    AND NOT target.token = ANY(:overlapping::text []);
-
--- name: return_overlapping
--- The same for a token that both had: only what happened since the merge counts.
-UPDATE devices AS source
-SET endpoint_enabled = false, operation_number = target.operation_number
-FROM devices AS target
-WHERE
-    source.project_id = :project_id
-    AND source.profile_id = :source_id
-    AND source.token = :token
-    AND target.project_id = :project_id
-    AND target.profile_id = :target_id
-    AND target.token = :token
-    AND target.operation_number > :merged_operation_number
-    AND NOT target.endpoint_enabled;
+    AND NOT target.token = ANY(:overlapping::text [])
+    AND (
+        NOT target.endpoint_enabled
+        OR EXISTS (
+            SELECT FROM token_disables AS disable
+            WHERE
+                disable.project_id = :project_id
+                AND disable.token = target.token
+                AND disable.finish_time IS NULL
+                AND disable.operation_number > target.operation_number
+        )
+        OR EXISTS (
+            SELECT FROM devices AS part
+            WHERE
+                part.project_id = :project_id
+                AND part.profile_id = ANY(:source_ids::uuid [])
+                AND part.token = target.token
+                AND part.operation_number >= target.operation_number
+        )
+    );
 
 -- name: restore_device
 -- Undoing: a copy that the target had before is as it was, unless it was registered or disabled since.

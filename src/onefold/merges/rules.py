@@ -76,6 +76,26 @@ def undo_identifier(before: str | None, after: str | None, now: str | None) -> s
     return before if now == after else now
 
 
+def undo_devices(
+    before: Sequence[Mapping[str, Any]], source_numbers: Mapping[str, int], later: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """What a later merge would restore of the target's devices, once an earlier one is undone.
+
+    `before` and `later` are the copies that the two merges found with the target; `source_numbers` are the operation
+    numbers of the earlier source's copies, by token. A copy that the target had from the earlier source alone is not
+    its own any more; one that it had itself is again what it was, unless it was registered or disabled in between.
+    """
+    own = {device["token"]: device for device in before}
+    kept: list[Mapping[str, Any]] = []
+    for device in later:
+        token, number = device["token"], device["operation_number"]
+        if token in own and number <= own[token]["merged_operation_number"]:
+            kept.append({**own[token], "merged_operation_number": device["merged_operation_number"]})
+        elif token in own or number > source_numbers.get(token, -1):
+            kept.append(device)
+    return kept
+
+
 def is_undoable(create_time: datetime, now: datetime) -> bool:
     """Whether a merge is young enough to be undone."""
     return now < create_time + UNDO_PERIOD

@@ -117,9 +117,13 @@ async def hand_over(
 
     The source's own email and user_id do so until redirect_end_time, None for ever.
     """
-    await queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_id=source_id)
+    await queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_ids=[source_id])
     await queries.drop_shared_identifiers.execute(
-        connection, project_id=project_id, source_id=source_id, target_id=target_id
+        connection,
+        project_id=project_id,
+        source_id=source_id,
+        target_id=target_id,
+        redirect_end_time=redirect_end_time,
     )
     await queries.hand_over_identifiers.execute(
         connection,
@@ -150,6 +154,7 @@ async def write_profile(
     data_fields: str,
     *,
     is_unknown: bool,
+    cart_event_time: datetime | None,
 ) -> None:
     """Writes what a merge, or its undoing, makes of a profile."""
     await queries.write_profile.execute(
@@ -158,6 +163,7 @@ async def write_profile(
         user_id=user_id,
         data_fields=data_fields,
         is_unknown=is_unknown,
+        cart_event_time=cart_event_time,
         project_id=project_id,
         profile_id=profile_id,
     )
@@ -205,6 +211,16 @@ async def count_devices(connection: Connection, project_id: str, profile_id: UUI
     """How many devices a profile holds."""
     count: int = await queries.count_devices.fetchval(connection, project_id=project_id, profile_id=profile_id)
     return count
+
+
+async def device_numbers(
+    connection: Connection, project_id: str, profile_id: UUID, tokens: Sequence[str]
+) -> dict[str, int]:
+    """The newest operations on those of a profile's copies whose tokens are asked for."""
+    rows = await queries.device_numbers.fetch(
+        connection, project_id=project_id, profile_id=profile_id, tokens=list(tokens)
+    )
+    return {row["token"]: row["operation_number"] for row in rows}
 
 
 def _merge(row: Record) -> MergeRow:

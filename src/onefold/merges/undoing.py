@@ -12,6 +12,7 @@ import orjson
 
 from onefold.callers import Project
 from onefold.db.queries import Connection
+from onefold.devices.store import lock_token
 from onefold.errors import OnefoldError, Reason, failed_precondition, not_found
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, is_exclusive
@@ -19,7 +20,7 @@ from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.merges import store
-from onefold.merges.rules import is_undoable, undo_fields, undo_identifier
+from onefold.merges.rules import is_undoable, undo_devices, undo_fields, undo_identifier
 from onefold.merges.store import MergeRow
 
 
@@ -108,6 +109,9 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     project_id, source_id, target_id = project.project_id, row.source_profile_id, row.target_profile_id
     snapshot = orjson.loads(row.snapshot)
     target = (await store.lock_profiles(connection, project_id, [target_id]))[target_id]
+    for token in await store.device_tokens(connection, project_id, source_id):
+        # As in a merge: a disable for everybody at the same time must find the copies written here, or come after them.
+        await lock_token(connection, project_id, token, shared=True)
     source, before, after = snapshot["source"], snapshot["before"], snapshot["after"]
 
     await _take_back_redirects(connection, project_id, target_id, source)
@@ -123,6 +127,9 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
                 connection, project_id=project_id, kind=kind, value=value, profile_id=target_id
             )
     fields = undo_fields(before["data_fields"], after["data_fields"], orjson.loads(target.data_fields))
+    cart_event_time = target.cart_event_time
+    if cart_event_time == _cart_event_time(after):
+        cart_event_time = _cart_event_time(before)
     await store.write_profile(
         connection,
         project_id,
@@ -131,12 +138,13 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         user_id,
         orjson.dumps(fields).decode(),
         is_unknown=target.is_unknown,
+        cart_event_time=cart_event_time,
     )
     await _claim_source(connection, project, source_id, source)
     await store.queries.restore_profile.execute(
         connection, project_id=project_id, snapshot=orjson.dumps(source).decode()
     )
-    await _rebase_later(connection, project_id, row, before["data_fields"], after["data_fields"])
+    await _rebase_later(connection, project_id, row, snapshot)
     await store.queries.hand_back_identifiers.execute(
         connection,
         source_id=source_id,
@@ -144,7 +152,7 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
         target_id=target_id,
         origin_ids=row.origin_ids,
     )
-    await _return_devices(connection, project_id, source_id, target_id, snapshot["devices"])
+    await _return_devices(connection, row, project_id, snapshot["devices"])
     left = await _give_back(connection, project, row, owner_profile_id=source_id)
     if source["is_unknown"]:
         restored = (await store.lock_profiles(connection, project_id, [source_id]))[source_id]
@@ -153,16 +161,22 @@ async def _undo_profile(connection: Connection, project: Project, row: MergeRow)
     return left
 
 
-async def _rebase_later(
-    connection: Connection, project_id: str, row: MergeRow, before: dict[str, Any], after: dict[str, Any]
-) -> None:
+async def _rebase_later(connection: Connection, project_id: str, row: MergeRow, undone: dict[str, Any]) -> None:
     """Takes what this merge brought out of what later merges into the target would restore when they are undone."""
+    before, after = undone["before"]["data_fields"], undone["after"]["data_fields"]
     later = await store.queries.later_merges_into.fetch(
         connection, project_id=project_id, target_id=row.target_profile_id, merge_id=row.merge_id
     )
     for each in later:
         snapshot = orjson.loads(each["snapshot"])
-        snapshot["before"]["data_fields"] = undo_fields(before, after, snapshot["before"]["data_fields"])
+        # Both sides: a value that neither has is not the later merge's to take away.
+        for side in (snapshot["before"], snapshot["after"]):
+            side["data_fields"] = undo_fields(before, after, side["data_fields"])
+        if snapshot["devices"] and row.source_profile_id is not None:
+            numbers = await store.device_numbers(
+                connection, project_id, row.source_profile_id, [device["token"] for device in snapshot["devices"]]
+            )
+            snapshot["devices"] = undo_devices(undone["devices"], numbers, snapshot["devices"])
         await store.queries.rewrite_snapshot.execute(
             connection,
             snapshot=orjson.dumps(snapshot).decode(),
@@ -196,7 +210,14 @@ async def _undo_conversion(connection: Connection, project: Project, row: MergeR
     # Whoever got a name of their own since is known.
     is_unknown = before["is_unknown"] and (email, user_id) == (before["email"], before["user_id"])
     await store.write_profile(
-        connection, project_id, profile_id, email, user_id, profile.data_fields, is_unknown=is_unknown
+        connection,
+        project_id,
+        profile_id,
+        email,
+        user_id,
+        profile.data_fields,
+        is_unknown=is_unknown,
+        cart_event_time=profile.cart_event_time,
     )
     if is_unknown:
         await store.follow_visitor(connection, project_id, profile_id)
@@ -241,18 +262,34 @@ async def _take_back_redirects(
     )
 
 
+def _cart_event_time(snapshot: dict[str, Any]) -> datetime | None:
+    """The event that a cart stood as of; one that was written before there were carts has none."""
+    text = snapshot.get("cart_event_time")
+    return datetime.fromisoformat(text) if text is not None else None
+
+
 def _names(source: dict[str, Any]) -> list[tuple[IdentifierKind, str]]:
     names = ((IdentifierKind.EMAIL, source.get("email")), (IdentifierKind.USER_ID, source.get("user_id")))
     return [(kind, value) for kind, value in names if value is not None]
 
 
 async def _return_devices(
-    connection: Connection, project_id: str, source_id: UUID, target_id: UUID, overlapping: list[dict[str, Any]]
+    connection: Connection, row: MergeRow, project_id: str, overlapping: list[dict[str, Any]]
 ) -> None:
-    tokens = [device["token"] for device in overlapping]
-    both = {"project_id": project_id, "source_id": source_id, "target_id": target_id}
-    await store.queries.return_devices.execute(connection, overlapping=tokens, **both)
-    await store.queries.remove_returned_devices.execute(connection, overlapping=tokens, **both)
+    """Takes the target's copies apart: those of the source are the source's, as every disable since has left them."""
+    source_id, target_id = row.source_profile_id, row.target_profile_id
+    rows = await store.queries.other_sources.fetch(
+        connection, project_id=project_id, target_id=target_id, merge_id=row.merge_id
+    )
+    others = [each["source_profile_id"] for each in rows]
+    await store.queries.remove_returned_devices.execute(
+        connection,
+        project_id=project_id,
+        target_id=target_id,
+        source_id=source_id,
+        overlapping=[device["token"] for device in overlapping],
+        source_ids=[source_id, *others],
+    )
     for device in overlapping:
         await store.queries.restore_device.execute(
             connection,
@@ -267,9 +304,7 @@ async def _return_devices(
             project_id=project_id,
             target_id=target_id,
         )
-        await store.queries.return_overlapping.execute(
-            connection, token=device["token"], merged_operation_number=device["merged_operation_number"], **both
-        )
+    await store.queries.copy_devices.execute(connection, target_id=target_id, project_id=project_id, source_ids=others)
 
 
 async def _give_back(

@@ -4,17 +4,23 @@ In: decode -> deadline -> key -> scope -> handler. Out: an OnefoldError becomes 
 with an id under which the log has the rest. No other code calls abort.
 
 A stream passes the same, and its key is looked at again while it lasts. It has no deadline but the caller's own, and
-ends when the caller reads nothing for 30 s.
+ends when the caller reads nothing for 30 s. When the server is being stopped, a stream that only answers ends at once;
+one that takes messages gets no more of them, finishes what it has, and then ends so.
+
+The server takes so many calls and so many streams at a time. Whatever comes on top of them is refused at once, so that
+what is in hand gets done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import grpc
@@ -43,6 +49,37 @@ StreamHandler = Callable[[Any, Context], AsyncIterator[Any]]
 Authenticate = Callable[[str], Awaitable[Caller]]
 
 PREFIX: Final = "/onefold."
+# How long the end of a stream may wait for a caller who reads nothing.
+_FAREWELL_SECONDS: Final = 1.0
+_END: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a server takes on at a time, and how long it waits for the callers of streams."""
+
+    concurrent_calls: int = 2_000
+    concurrent_streams: int = 500
+    stream_write_seconds: float = STREAM_WRITE_SECONDS
+    stream_key_check_seconds: float = STREAM_KEY_CHECK_SECONDS
+
+
+class _Places:
+    """So many calls, or streams, at a time."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Keeps a place for as long as the block lasts. Raises SERVER_BUSY if none is free."""
+        if self._free == 0:
+            raise _busy()
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
 
 
 class _Undecodable:
@@ -51,6 +88,10 @@ class _Undecodable:
 
 class _TooLarge:
     """Stands in for a request of more bytes than a message may have."""
+
+
+class _NotNowError(Exception):
+    """Whether the key of a stream is still good cannot be told at this moment."""
 
 
 def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
@@ -70,14 +111,20 @@ def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
 class Boundary(grpc.aio.ServerInterceptor):
     """The only interceptor. It leaves services other than onefold's own (health, reflection) as they are."""
 
-    def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope]) -> None:
+    def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope], bounds: Bounds | None = None) -> None:
         self._authenticate = authenticate
         self._scopes = scopes
+        self._bounds = bounds or Bounds()
+        self._calls = _Places(self._bounds.concurrent_calls)
+        self._streams = _Places(self._bounds.concurrent_streams)
         self._stopping = asyncio.Event()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def stop(self) -> None:
-        """Refuses every call from now on, with UNAVAILABLE, and ends the streams so; other calls being served go on."""
+        """Refuses every call from now on, with UNAVAILABLE, and ends the streams so; other calls being served go on.
+
+        A stream that takes messages first finishes those it has.
+        """
         self._stopping.set()
 
     async def intercept_service(
@@ -106,9 +153,11 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._guard(method, scope, cast("Handler", handler.unary_unary)), **codecs
             )
         if handler.request_streaming:
-            guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.stream_stream), _checked)
+            guarded = self._guard_stream(
+                method, scope, cast("StreamHandler", handler.stream_stream), takes_messages=True
+            )
             return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
-        guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.unary_stream), _check)
+        guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.unary_stream), takes_messages=False)
         return grpc.unary_stream_rpc_method_handler(guarded, **codecs)
 
     def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
@@ -117,9 +166,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             try:
                 if self._stopping.is_set():
                     raise _stopping()
-                async with asyncio.timeout(_seconds(context)):
-                    set_caller(await self._admit(context, scope))
-                    return _fitting(await handler(_check(request), context))
+                with self._calls.one():
+                    async with asyncio.timeout(_seconds(context)):
+                        set_caller(await self._admit(context, scope))
+                        return _fitting(await handler(_check(request), context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
                 error = _to_error(method, fault, started)
             await context.abort_with_status(to_status(error))  # raises
@@ -127,41 +177,110 @@ class Boundary(grpc.aio.ServerInterceptor):
         return guarded
 
     def _guard_stream(
-        self, method: str, scope: Scope, handler: StreamHandler, check: Callable[[Any], Any]
+        self, method: str, scope: Scope, handler: StreamHandler, *, takes_messages: bool
     ) -> Callable[[Any, Context], Any]:
         async def guarded(request: Any, context: Context) -> None:
             started = time.perf_counter()
             try:
-                async with asyncio.timeout(context.time_remaining()):
-                    set_caller(await self._admit(context, scope))
-                    answers = handler(check(request), context)
-                    await self._while_admitted(_write_all(answers, context), context, scope)
+                if self._stopping.is_set():
+                    raise _stopping()
+                with self._streams.one():
+                    async with asyncio.timeout(context.time_remaining()):
+                        set_caller(await self._admit(context, scope))
+                        if takes_messages:
+                            async with contextlib.aclosing(self._until_stopping(request)) as messages:
+                                work = self._write_all(handler(messages, context), context)
+                                await self._while_admitted(work, context, scope, ends_itself=True)
+                        else:
+                            work = self._write_all(handler(_check(request), context), context)
+                            await self._while_admitted(work, context, scope, ends_itself=False)
                 return
             except Exception as fault:  # as above
                 error = _to_error(method, fault, started)
-            await context.abort_with_status(to_status(error))
+            # The status waits behind what was written before. A caller who reads nothing gets it when they do; nothing
+            # here waits for that.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await context.abort_with_status(to_status(error))
 
         return guarded
 
-    async def _while_admitted(self, work: Coroutine[Any, Any, None], context: Context, scope: Scope) -> None:
-        """Runs a stream until it ends, the server is being stopped, or its key is not good any more."""
-        working = asyncio.create_task(work)
+    async def _while_admitted(
+        self, work: Coroutine[Any, Any, None], context: Context, scope: Scope, *, ends_itself: bool
+    ) -> None:
+        """Runs a stream until it ends or its key is not good any more, or the server is being stopped.
+
+        One that `ends_itself` when the server is being stopped is left to do so.
+        """
+        within = contextvars.copy_context()
+        working = asyncio.create_task(work, context=within)
         stopping = asyncio.create_task(self._stopping.wait())
+        watched: set[asyncio.Task[Any]] = {working} if ends_itself else {working, stopping}
         try:
             while not working.done():
                 await asyncio.wait(
-                    {working, stopping}, timeout=STREAM_KEY_CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    watched,
+                    timeout=self._bounds.stream_key_check_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                if stopping.done():
+                if stopping.done() and not ends_itself:
                     raise _stopping()
                 if not working.done():
-                    await self._admit(context, scope)
+                    with contextlib.suppress(_NotNowError):
+                        # The project's settings may have changed: the stream goes on with those of now.
+                        within.run(set_caller, await self._admit_again(context, scope))
             working.result()
         finally:
             stopping.cancel()
             working.cancel()
             # Whatever the stream holds is given back before the call ends.
-            await asyncio.wait({working, stopping})
+            await _all_ended({working, stopping})
+
+    async def _until_stopping(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
+        """The messages of a stream, until the server is being stopped: then SERVER_STOPPING."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        reading: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                reading = asyncio.create_task(_next(requests))
+                await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    raise _stopping()
+                request = reading.result()
+                if request is _END:
+                    return
+                yield _check(request)
+        finally:
+            stopping.cancel()
+            if reading is not None:
+                reading.cancel()
+
+    async def _write_all(self, answers: AsyncIterator[Any], context: Context) -> None:
+        seconds = self._bounds.stream_write_seconds
+        # Before any answer: gRPC would send it together with the first one, and once more with the status if that one
+        # is still on its way, which fails.
+        await context.send_initial_metadata(())
+        async with contextlib.aclosing(cast("AsyncGenerator[Any]", answers)):
+            async for answer in answers:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await context.write(_fitting(answer))
+                except TimeoutError:
+                    raise OnefoldError(
+                        Kind.DEADLINE_EXCEEDED,
+                        Reason.STREAM_STALLED,
+                        f"Nothing was read from the stream for {seconds:g} seconds.",
+                    ) from None
+
+    async def _admit_again(self, context: Context, scope: Scope) -> Caller:
+        """The caller of a stream as they are now. _NotNowError if that cannot be told, because the database is busy."""
+        try:
+            return await self._admit(context, scope)
+        except OnefoldError as error:
+            if error.kind in (Kind.UNAVAILABLE, Kind.RESOURCE_EXHAUSTED):
+                # Nothing can be read or written just now either; the stream's own work will say so, or it passes.
+                raise _NotNowError from None
+            raise
 
     async def _admit(self, context: Context, scope: Scope) -> Caller:
         key = ""
@@ -187,20 +306,6 @@ class Boundary(grpc.aio.ServerInterceptor):
         return caller
 
 
-async def _write_all(answers: AsyncIterator[Any], context: Context) -> None:
-    async with contextlib.aclosing(cast("AsyncGenerator[Any]", answers)):
-        async for answer in answers:
-            try:
-                async with asyncio.timeout(STREAM_WRITE_SECONDS):
-                    await context.write(_fitting(answer))
-            except TimeoutError:
-                raise OnefoldError(
-                    Kind.DEADLINE_EXCEEDED,
-                    Reason.STREAM_STALLED,
-                    f"Nothing was read from the stream for {STREAM_WRITE_SECONDS:.0f} seconds.",
-                ) from None
-
-
 def _check(request: Any) -> Any:
     """The request, if its bytes were a message of the method and not too many."""
     if isinstance(request, _Undecodable):
@@ -215,9 +320,20 @@ def _check(request: Any) -> Any:
     return request
 
 
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _check(request)
+async def _all_ended(tasks: set[asyncio.Task[Any]]) -> None:
+    """Waits for tasks that were cancelled, also when the one that waits is cancelled meanwhile, once or more often."""
+    again: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as cancelled:
+            again = cancelled
+    if again is not None:
+        raise again
+
+
+async def _next(requests: AsyncIterator[Any]) -> Any:
+    return await anext(requests, _END)
 
 
 def _to_error(method: str, fault: Exception, started: float) -> OnefoldError:
@@ -245,6 +361,14 @@ def _stopping() -> OnefoldError:
         "The server is being stopped. Send the call again, to another one.",
         retry_after_seconds=0.1,
     )
+
+
+def _busy() -> OnefoldError:
+    error = exhausted(
+        Reason.SERVER_BUSY, "The server has as many calls in hand as it takes. Send this one again later."
+    )
+    error.retry_after_seconds = 1.0
+    return error
 
 
 def _fitting(answer: Any) -> Any:

@@ -110,5 +110,13 @@ def text_problem(value: str, *, max_bytes: int | None = None, max_characters: in
 
 def to_timestamp(moment: datetime) -> Timestamp:
     """A moment as a message, exact to the microsecond."""
-    microseconds = to_microseconds(moment)
-    return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1_000)
+    timestamp = Timestamp()
+    fill_timestamp(timestamp, moment)
+    return timestamp
+
+
+def fill_timestamp(timestamp: Timestamp, moment: datetime) -> None:
+    """The same in place, which spares a message that holds it a copy."""
+    seconds, microseconds = divmod(to_microseconds(moment), 1_000_000)
+    timestamp.seconds = seconds
+    timestamp.nanos = microseconds * 1_000

@@ -10,8 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
@@ -23,11 +22,11 @@ from onefold.rpc.checks import Checker
 _EXACT: Final = 2.0**53
 
 
+_CONTAINERS: Final = frozenset({dict, list})
 _LONG_NUMBER: Final = re.compile(r"[0-9.]{16}")
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """An accepted JSON object: as Python values and as the text to store."""
 
     value: dict[str, Any]
@@ -59,6 +58,8 @@ def read_struct(checker: Checker, field: str, struct: Struct, *, max_bytes: int)
     try:
         value = _from_struct(struct, "", 1)
         text = orjson.dumps(value).decode()
+        if _may_hold_nul(text):
+            _check_nul(value, "")
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -82,7 +83,10 @@ def read_json(checker: Checker, field: str, text: str, *, max_bytes: int) -> Pay
         checker.refuse(field, "must be a JSON object")
         return EMPTY
     try:
-        _check(value, "", 1)
+        if _may_be_too_deep_or_wide(text):
+            _check(value, "", 1)
+        if _may_hold_nul(text):
+            _check_nul(value, "")
     except _WrongValueError as wrong:
         checker.refuse(field + wrong.path, wrong.description)
         return EMPTY
@@ -96,8 +100,14 @@ def write_struct(target: Struct, value: dict[str, Any]) -> None:
         _write_value(fields[key], item)
 
 
+def plain_number(number: float) -> float:
+    """A finite double as JSON should have it: 3.0 as 3, as long as that says the same."""
+    return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+
+
 def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Payload:
-    if len(payload.text.encode()) > max_bytes:
+    text = payload.text
+    if (len(text) if text.isascii() else len(text.encode())) > max_bytes:
         checker.refuse(field, f"must have at most {max_bytes} bytes as JSON text")
         return EMPTY
     return payload
@@ -120,7 +130,7 @@ def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:
             number = value.number_value
             if not math.isfinite(number):
                 raise _WrongValueError(_join(path, key), "must be a finite number")
-            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+            return plain_number(number)
         case "bool_value":
             return value.bool_value
         case "null_value":
@@ -138,6 +148,16 @@ def _from_list(values: ListValue, path: str, depth: int) -> list[Any]:
     return [_from_value(item, path, index, depth) for index, item in enumerate(values.values)]
 
 
+def _may_be_too_deep_or_wide(text: str) -> bool:
+    """Whether a JSON text must be walked through for that. Nearly none: a level takes a bracket, and a key a colon."""
+    return text.count("{") + text.count("[") > DATA_DEPTH or text.count(":") > DATA_KEYS_PER_OBJECT
+
+
+def _may_hold_nul(text: str) -> bool:
+    """The same for NUL. In JSON text it can only stand as an escape, which few texts have."""
+    return "\\u0000" in text
+
+
 def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None:
     """Checks what orjson parsed; it has refused NaN, infinities and lone surrogates already."""
     items: Iterable[tuple[str | int, Any]]
@@ -148,19 +168,28 @@ def _check(container: dict[str, Any] | list[Any], path: str, depth: int) -> None
         _check_depth(path, depth)
         items = enumerate(container)
     for key, item in items:
-        if isinstance(item, dict | list):
+        # What orjson makes is of these very types.
+        if type(item) in _CONTAINERS:
             _check(item, _join(path, key), depth + 1)
-        elif isinstance(item, str) and "\x00" in item:
-            raise _WrongValueError(_join(path, key), "must not contain NUL")
+
+
+def _check_nul(value: Any, path: str) -> None:
+    """Checks that no string of a value holds NUL."""
+    if isinstance(value, str) and "\x00" in value:
+        raise _WrongValueError(path, "must not contain NUL")
+    if isinstance(value, dict) and any("\x00" in key for key in value):
+        raise _WrongValueError(path, "must not contain NUL in a key")
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        _check_nul(item, _join(path, key))
 
 
 def _check_object(value: Any, path: str, depth: int) -> None:
     _check_depth(path, depth)
     if len(value) > DATA_KEYS_PER_OBJECT:
         raise _WrongValueError(path, f"must have at most {DATA_KEYS_PER_OBJECT} keys in one object")
-    for key in value:
-        if "\x00" in key:
-            raise _WrongValueError(path, "must not contain NUL in a key")
 
 
 def _check_depth(path: str, depth: int) -> None:

@@ -223,7 +223,7 @@ Global___TokenHolder: _TypeAlias = TokenHolder  # noqa: Y015
 
 @_typing.final
 class Disable(_message.Message):
-    """A token disabled for every profile that held it."""
+    """A token disabled for every profile that held it; by an exclusive registration, for every other one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from onefold.v1 import data_format_pb2 as onefold_dot_v1_dot_data__format__pb2
 from onefold.v1 import device_pb2 as onefold_dot_v1_dot_device__pb2
 from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
 from onefold.v1 import profile_pb2 as onefold_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n onefold/v1/devices_service.proto\x12\nonefold.v1\x1a\x1conefold/v1/data_format.proto\x1a\x17onefold/v1/device.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"\xb6\x01\n\x15RegisterDeviceRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12%\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x15.onefold.v1.NewDevice\x12\x16\n\x0eprefer_user_id\x18\x03 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x87\x01\n\x16RegisterDeviceResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x30\n\x0e\x64\x65vice_outcome\x18\x02 \x01(\x0e\x32\x18.onefold.v1.WriteOutcome\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"g\n\x14\x44isableDeviceRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12,\n\x0bidentifiers\x18\x02 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"z\n\x15\x44isableDeviceResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.onefold.v1.WriteOutcome\x12$\n\x07\x64isable\x18\x02 \x01(\x0b\x32\x13.onefold.v1.Disable\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\'\n\x11GetDisableRequest\x12\x12\n\ndisable_id\x18\x01 \x01(\t\":\n\x12GetDisableResponse\x12$\n\x07\x64isable\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Disable\"\xb8\x01\n\x12ListDevicesRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\x05 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x08\n\x06person\"S\n\x13ListDevicesResponse\x12#\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x12.onefold.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x17ListTokenHoldersRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\x04 \x01(\x0e\x32\x16.onefold.v1.DataFormat\"]\n\x18ListTokenHoldersResponse\x12(\n\x07holders\x18\x01 \x03(\x0b\x32\x17.onefold.v1.TokenHolder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe8\x03\n\x0e\x44\x65vicesService\x12`\n\x0eRegisterDevice\x12!.onefold.v1.RegisterDeviceRequest\x1a\".onefold.v1.RegisterDeviceResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12]\n\rDisableDevice\x12 .onefold.v1.DisableDeviceRequest\x1a!.onefold.v1.DisableDeviceResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12T\n\nGetDisable\x12\x1d.onefold.v1.GetDisableRequest\x1a\x1e.onefold.v1.GetDisableResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12W\n\x0bListDevices\x12\x1e.onefold.v1.ListDevicesRequest\x1a\x1f.onefold.v1.ListDevicesResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12\x66\n\x10ListTokenHolders\x12#.onefold.v1.ListTokenHoldersRequest\x1a$.onefold.v1.ListTokenHoldersResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n onefold/v1/devices_service.proto\x12\nonefold.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1conefold/v1/data_format.proto\x1a\x17onefold/v1/device.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"\xc9\x01\n\x15RegisterDeviceRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12%\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x15.onefold.v1.NewDevice\x12\x16\n\x0eprefer_user_id\x18\x03 \x01(\x08\x12\x1c\n\x14update_existing_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x11\n\texclusive\x18\x06 \x01(\x08\"\xad\x01\n\x16RegisterDeviceResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x30\n\x0e\x64\x65vice_outcome\x18\x02 \x01(\x0e\x32\x18.onefold.v1.WriteOutcome\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12$\n\x07\x64isable\x18\x04 \x01(\x0b\x32\x13.onefold.v1.Disable\"\x97\x02\n\x1bRegisterBrowserTokenRequest\x12,\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x15\n\rbrowser_token\x18\x02 \x01(\t\x12\x18\n\x10\x61pplication_name\x18\x03 \x01(\t\x12.\n\x0b\x64\x61ta_fields\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x1a\n\x10\x64\x61ta_fields_json\x18\x05 \x01(\tH\x00\x12\x1c\n\x14update_existing_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x11\n\texclusive\x18\x08 \x01(\x08\x42\x08\n\x06\x66ields\"\xb3\x01\n\x1cRegisterBrowserTokenResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x18.onefold.v1.ProfileWrite\x12\x30\n\x0e\x64\x65vice_outcome\x18\x02 \x01(\x0e\x32\x18.onefold.v1.WriteOutcome\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12$\n\x07\x64isable\x18\x04 \x01(\x0b\x32\x13.onefold.v1.Disable\"g\n\x14\x44isableDeviceRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12,\n\x0bidentifiers\x18\x02 \x01(\x0b\x32\x17.onefold.v1.Identifiers\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"z\n\x15\x44isableDeviceResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.onefold.v1.WriteOutcome\x12$\n\x07\x64isable\x18\x02 \x01(\x0b\x32\x13.onefold.v1.Disable\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\'\n\x11GetDisableRequest\x12\x12\n\ndisable_id\x18\x01 \x01(\t\":\n\x12GetDisableResponse\x12$\n\x07\x64isable\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Disable\"\xb8\x01\n\x12ListDevicesRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\x05 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x08\n\x06person\"S\n\x13ListDevicesResponse\x12#\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x12.onefold.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x17ListTokenHoldersRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\x04 \x01(\x0e\x32\x16.onefold.v1.DataFormat\"]\n\x18ListTokenHoldersResponse\x12(\n\x07holders\x18\x01 \x03(\x0b\x32\x17.onefold.v1.TokenHolder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdc\x04\n\x0e\x44\x65vicesService\x12`\n\x0eRegisterDevice\x12!.onefold.v1.RegisterDeviceRequest\x1a\".onefold.v1.RegisterDeviceResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12r\n\x14RegisterBrowserToken\x12\'.onefold.v1.RegisterBrowserTokenRequest\x1a(.onefold.v1.RegisterBrowserTokenResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12]\n\rDisableDevice\x12 .onefold.v1.DisableDeviceRequest\x1a!.onefold.v1.DisableDeviceResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x02\x12T\n\nGetDisable\x12\x1d.onefold.v1.GetDisableRequest\x1a\x1e.onefold.v1.GetDisableResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12W\n\x0bListDevices\x12\x1e.onefold.v1.ListDevicesRequest\x1a\x1f.onefold.v1.ListDevicesResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12\x66\n\x10ListTokenHolders\x12#.onefold.v1.ListTokenHoldersRequest\x1a$.onefold.v1.ListTokenHoldersResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEVICESSERVICE'].methods_by_name['RegisterDevice']._loaded_options = None
   _globals['_DEVICESSERVICE'].methods_by_name['RegisterDevice']._serialized_options = b'\220\002\002\310\363\030\002'
+  _globals['_DEVICESSERVICE'].methods_by_name['RegisterBrowserToken']._loaded_options = None
+  _globals['_DEVICESSERVICE'].methods_by_name['RegisterBrowserToken']._serialized_options = b'\220\002\002\310\363\030\002'
   _globals['_DEVICESSERVICE'].methods_by_name['DisableDevice']._loaded_options = None
   _globals['_DEVICESSERVICE'].methods_by_name['DisableDevice']._serialized_options = b'\220\002\002\310\363\030\002'
   _globals['_DEVICESSERVICE'].methods_by_name['GetDisable']._loaded_options = None
@@ -45,26 +48,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICESSERVICE'].methods_by_name['ListDevices']._serialized_options = b'\220\002\001\310\363\030\001'
   _globals['_DEVICESSERVICE'].methods_by_name['ListTokenHolders']._loaded_options = None
   _globals['_DEVICESSERVICE'].methods_by_name['ListTokenHolders']._serialized_options = b'\220\002\001\310\363\030\001'
-  _globals['_REGISTERDEVICEREQUEST']._serialized_start=156
-  _globals['_REGISTERDEVICEREQUEST']._serialized_end=338
-  _globals['_REGISTERDEVICERESPONSE']._serialized_start=341
-  _globals['_REGISTERDEVICERESPONSE']._serialized_end=476
-  _globals['_DISABLEDEVICEREQUEST']._serialized_start=478
-  _globals['_DISABLEDEVICEREQUEST']._serialized_end=581
-  _globals['_DISABLEDEVICERESPONSE']._serialized_start=583
-  _globals['_DISABLEDEVICERESPONSE']._serialized_end=705
-  _globals['_GETDISABLEREQUEST']._serialized_start=707
-  _globals['_GETDISABLEREQUEST']._serialized_end=746
-  _globals['_GETDISABLERESPONSE']._serialized_start=748
-  _globals['_GETDISABLERESPONSE']._serialized_end=806
-  _globals['_LISTDEVICESREQUEST']._serialized_start=809
-  _globals['_LISTDEVICESREQUEST']._serialized_end=993
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=995
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1078
-  _globals['_LISTTOKENHOLDERSREQUEST']._serialized_start=1080
-  _globals['_LISTTOKENHOLDERSREQUEST']._serialized_end=1204
-  _globals['_LISTTOKENHOLDERSRESPONSE']._serialized_start=1206
-  _globals['_LISTTOKENHOLDERSRESPONSE']._serialized_end=1299
-  _globals['_DEVICESSERVICE']._serialized_start=1302
-  _globals['_DEVICESSERVICE']._serialized_end=1790
+  _globals['_REGISTERDEVICEREQUEST']._serialized_start=186
+  _globals['_REGISTERDEVICEREQUEST']._serialized_end=387
+  _globals['_REGISTERDEVICERESPONSE']._serialized_start=390
+  _globals['_REGISTERDEVICERESPONSE']._serialized_end=563
+  _globals['_REGISTERBROWSERTOKENREQUEST']._serialized_start=566
+  _globals['_REGISTERBROWSERTOKENREQUEST']._serialized_end=845
+  _globals['_REGISTERBROWSERTOKENRESPONSE']._serialized_start=848
+  _globals['_REGISTERBROWSERTOKENRESPONSE']._serialized_end=1027
+  _globals['_DISABLEDEVICEREQUEST']._serialized_start=1029
+  _globals['_DISABLEDEVICEREQUEST']._serialized_end=1132
+  _globals['_DISABLEDEVICERESPONSE']._serialized_start=1134
+  _globals['_DISABLEDEVICERESPONSE']._serialized_end=1256
+  _globals['_GETDISABLEREQUEST']._serialized_start=1258
+  _globals['_GETDISABLEREQUEST']._serialized_end=1297
+  _globals['_GETDISABLERESPONSE']._serialized_start=1299
+  _globals['_GETDISABLERESPONSE']._serialized_end=1357
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1360
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1544
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1546
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1629
+  _globals['_LISTTOKENHOLDERSREQUEST']._serialized_start=1631
+  _globals['_LISTTOKENHOLDERSREQUEST']._serialized_end=1755
+  _globals['_LISTTOKENHOLDERSRESPONSE']._serialized_start=1757
+  _globals['_LISTTOKENHOLDERSRESPONSE']._serialized_end=1850
+  _globals['_DEVICESSERVICE']._serialized_start=1853
+  _globals['_DEVICESSERVICE']._serialized_end=2457
 # @@protoc_insertion_point(module_scope)

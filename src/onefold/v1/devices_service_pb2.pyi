@@ -6,6 +6,7 @@ Where people can be reached."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from onefold.v1 import data_format_pb2 as _data_format_pb2
 from onefold.v1 import device_pb2 as _device_pb2
@@ -32,12 +33,15 @@ class RegisterDeviceRequest(_message.Message):
     PREFER_USER_ID_FIELD_NUMBER: _builtins.int
     UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     prefer_user_id: _builtins.bool
     """As in UpdateProfileRequest."""
     update_existing_only: _builtins.bool
     """Skip rather than create a profile; the device is not registered then."""
     request_id: _builtins.str
     """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    exclusive: _builtins.bool
+    """Also switch the device off for every other profile that holds the token: for a phone that several people sign in on."""
     @_builtins.property
     def identifiers(self) -> _profile_pb2.Identifiers:
         """Who. Required."""
@@ -54,10 +58,11 @@ class RegisterDeviceRequest(_message.Message):
         prefer_user_id: _builtins.bool = ...,
         update_existing_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        exclusive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "identifiers", b"identifiers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "identifiers", b"identifiers", "prefer_user_id", b"prefer_user_id", "request_id", b"request_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "exclusive", b"exclusive", "identifiers", b"identifiers", "prefer_user_id", b"prefer_user_id", "request_id", b"request_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -72,6 +77,7 @@ class RegisterDeviceResponse(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     DEVICE_OUTCOME_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    DISABLE_FIELD_NUMBER: _builtins.int
     device_outcome: _profile_pb2.WriteOutcome.ValueType
     """What happened to the profile's copy of the device."""
     replayed: _builtins.bool
@@ -80,20 +86,123 @@ class RegisterDeviceResponse(_message.Message):
     def profile(self) -> _profile_pb2.ProfileWrite:
         """What happened to the profile."""
 
+    @_builtins.property
+    def disable(self) -> _device_pb2.Disable:
+        """Of an exclusive registration, the disable of all other copies, as DisableDevice gives it; absent when nobody else
+        holds the token. A profile that was merged away counts until its copy is off: the merge may be undone.
+        """
+
     def __init__(
         self,
         *,
         profile: _profile_pb2.ProfileWrite | None = ...,
         device_outcome: _profile_pb2.WriteOutcome.ValueType = ...,
         replayed: _builtins.bool = ...,
+        disable: _device_pb2.Disable | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disable", b"disable", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_outcome", b"device_outcome", "profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_outcome", b"device_outcome", "disable", b"disable", "profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterDeviceResponse: _TypeAlias = RegisterDeviceResponse  # noqa: Y015
+
+@_typing.final
+class RegisterBrowserTokenRequest(_message.Message):
+    """A browser and who uses it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    BROWSER_TOKEN_FIELD_NUMBER: _builtins.int
+    APPLICATION_NAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_FIELD_NUMBER: _builtins.int
+    DATA_FIELDS_JSON_FIELD_NUMBER: _builtins.int
+    UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    browser_token: _builtins.str
+    """What the browser's push service calls the browser: 1 to 1,024 bytes, printable ASCII without spaces. Required."""
+    application_name: _builtins.str
+    """Which site or app: up to 100 bytes, printable. When it is empty, a copy that is there keeps its own, and a new one
+    gets "web".
+    """
+    data_fields_json: _builtins.str
+    """As the text of a JSON object."""
+    update_existing_only: _builtins.bool
+    """Skip rather than create a profile; the browser token is not registered then."""
+    request_id: _builtins.str
+    """Makes the call safe to send again: 1 to 128 printable characters, unique to this request for 24 hours."""
+    exclusive: _builtins.bool
+    """Also switch the browser off for every other profile that holds the token."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """Who. Required."""
+
+    @_builtins.property
+    def data_fields(self) -> _struct_pb2.Struct:
+        """As a Struct."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        browser_token: _builtins.str = ...,
+        application_name: _builtins.str = ...,
+        data_fields: _struct_pb2.Struct | None = ...,
+        data_fields_json: _builtins.str = ...,
+        update_existing_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        exclusive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "fields", b"fields", "identifiers", b"identifiers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_name", b"application_name", "browser_token", b"browser_token", "data_fields", b"data_fields", "data_fields_json", b"data_fields_json", "exclusive", b"exclusive", "fields", b"fields", "identifiers", b"identifiers", "request_id", b"request_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_fields: _TypeAlias = _typing.Literal["data_fields", "data_fields_json"]  # noqa: Y015
+    _WhichOneofArgType_fields: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_fields) -> _WhichOneofReturnType_fields | None: ...
+
+Global___RegisterBrowserTokenRequest: _TypeAlias = RegisterBrowserTokenRequest  # noqa: Y015
+
+@_typing.final
+class RegisterBrowserTokenResponse(_message.Message):
+    """What the registration did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    DEVICE_OUTCOME_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    DISABLE_FIELD_NUMBER: _builtins.int
+    device_outcome: _profile_pb2.WriteOutcome.ValueType
+    """What happened to the profile's copy of the browser token."""
+    replayed: _builtins.bool
+    """The answer was stored by an earlier call with the same request_id."""
+    @_builtins.property
+    def profile(self) -> _profile_pb2.ProfileWrite:
+        """What happened to the profile."""
+
+    @_builtins.property
+    def disable(self) -> _device_pb2.Disable:
+        """As in RegisterDeviceResponse."""
+
+    def __init__(
+        self,
+        *,
+        profile: _profile_pb2.ProfileWrite | None = ...,
+        device_outcome: _profile_pb2.WriteOutcome.ValueType = ...,
+        replayed: _builtins.bool = ...,
+        disable: _device_pb2.Disable | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disable", b"disable", "profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_outcome", b"device_outcome", "disable", b"disable", "profile", b"profile", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterBrowserTokenResponse: _TypeAlias = RegisterBrowserTokenResponse  # noqa: Y015
 
 @_typing.final
 class DisableDeviceRequest(_message.Message):
@@ -167,7 +276,7 @@ class GetDisableRequest(_message.Message):
 
     DISABLE_ID_FIELD_NUMBER: _builtins.int
     disable_id: _builtins.str
-    """The id that DisableDevice gave. Required."""
+    """The id that DisableDevice or an exclusive registration gave. Required."""
     def __init__(
         self,
         *,

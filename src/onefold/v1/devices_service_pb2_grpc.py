@@ -40,6 +40,11 @@ class DevicesServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceResponse.FromString,
                 _registered_method=True)
+        self.RegisterBrowserToken = channel.unary_unary(
+                '/onefold.v1.DevicesService/RegisterBrowserToken',
+                request_serializer=onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenResponse.FromString,
+                _registered_method=True)
         self.DisableDevice = channel.unary_unary(
                 '/onefold.v1.DevicesService/DisableDevice',
                 request_serializer=onefold_dot_v1_dot_devices__service__pb2.DisableDeviceRequest.SerializeToString,
@@ -73,7 +78,23 @@ class DevicesServiceServicer(object):
         disable stays enabled, whatever that disable's worker still does. With a request_id, a late retry of an old
         registration changes nothing.
 
-        At most 500 devices a profile. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+        With exclusive it also switches the device off for every other profile that holds the token, effective in every
+        read from the moment the call returns, however many hold it. A worker writes the other copies afterwards;
+        GetDisable tells how far it is. Of two exclusive registrations at one time the later one stays enabled. A call that
+        fails, or is skipped by update_existing_only, switches nothing off.
+
+        At most 500 devices a profile, browser tokens not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterBrowserToken(self, request, context):
+        """Registers a browser for web push. Atomic. Idempotent. In all respects, exclusive included, RegisterDevice with
+        PLATFORM_WEB, except that it has no prefer_user_id: in an EMAIL project a user_id alone finds a profile and creates
+        none. Listed, disabled and merged as any device is.
+
+        At most 500 browser tokens a profile, other devices not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +149,11 @@ def add_DevicesServiceServicer_to_server(servicer, server):
                     request_deserializer=onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceResponse.SerializeToString,
             ),
+            'RegisterBrowserToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterBrowserToken,
+                    request_deserializer=onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenResponse.SerializeToString,
+            ),
             'DisableDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.DisableDevice,
                     request_deserializer=onefold_dot_v1_dot_devices__service__pb2.DisableDeviceRequest.FromString,
@@ -177,6 +203,33 @@ class DevicesService(object):
             '/onefold.v1.DevicesService/RegisterDevice',
             onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceRequest.SerializeToString,
             onefold_dot_v1_dot_devices__service__pb2.RegisterDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterBrowserToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.DevicesService/RegisterBrowserToken',
+            onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenRequest.SerializeToString,
+            onefold_dot_v1_dot_devices__service__pb2.RegisterBrowserTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

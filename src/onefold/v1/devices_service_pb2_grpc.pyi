@@ -40,7 +40,19 @@ class DevicesServiceStub:
     disable stays enabled, whatever that disable's worker still does. With a request_id, a late retry of an old
     registration changes nothing.
 
-    At most 500 devices a profile. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+    With exclusive it also switches the device off for every other profile that holds the token, effective in every
+    read from the moment the call returns, however many hold it. A worker writes the other copies afterwards;
+    GetDisable tells how far it is. Of two exclusive registrations at one time the later one stays enabled. A call that
+    fails, or is skipped by update_existing_only, switches nothing off.
+
+    At most 500 devices a profile, browser tokens not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+    """
+    RegisterBrowserToken: _grpc.UnaryUnaryMultiCallable[_devices_service_pb2.RegisterBrowserTokenRequest, _devices_service_pb2.RegisterBrowserTokenResponse]
+    """Registers a browser for web push. Atomic. Idempotent. In all respects, exclusive included, RegisterDevice with
+    PLATFORM_WEB, except that it has no prefer_user_id: in an EMAIL project a user_id alone finds a profile and creates
+    none. Listed, disabled and merged as any device is.
+
+    At most 500 browser tokens a profile, other devices not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
     """
     DisableDevice: _grpc.UnaryUnaryMultiCallable[_devices_service_pb2.DisableDeviceRequest, _devices_service_pb2.DisableDeviceResponse]
     """Switches a device off: for one profile, or, without identifiers, for every profile that holds the token. Atomic.
@@ -80,7 +92,19 @@ class DevicesServiceAsyncStub(DevicesServiceStub):
     disable stays enabled, whatever that disable's worker still does. With a request_id, a late retry of an old
     registration changes nothing.
 
-    At most 500 devices a profile. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+    With exclusive it also switches the device off for every other profile that holds the token, effective in every
+    read from the moment the call returns, however many hold it. A worker writes the other copies afterwards;
+    GetDisable tells how far it is. Of two exclusive registrations at one time the later one stays enabled. A call that
+    fails, or is skipped by update_existing_only, switches nothing off.
+
+    At most 500 devices a profile, browser tokens not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+    """
+    RegisterBrowserToken: _aio.UnaryUnaryMultiCallable[_devices_service_pb2.RegisterBrowserTokenRequest, _devices_service_pb2.RegisterBrowserTokenResponse]  # type: ignore[assignment]
+    """Registers a browser for web push. Atomic. Idempotent. In all respects, exclusive included, RegisterDevice with
+    PLATFORM_WEB, except that it has no prefer_user_id: in an EMAIL project a user_id alone finds a profile and creates
+    none. Listed, disabled and merged as any device is.
+
+    At most 500 browser tokens a profile, other devices not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
     """
     DisableDevice: _aio.UnaryUnaryMultiCallable[_devices_service_pb2.DisableDeviceRequest, _devices_service_pb2.DisableDeviceResponse]  # type: ignore[assignment]
     """Switches a device off: for one profile, or, without identifiers, for every profile that holds the token. Atomic.
@@ -123,7 +147,25 @@ class DevicesServiceServicer(metaclass=_abc_1.ABCMeta):
         disable stays enabled, whatever that disable's worker still does. With a request_id, a late retry of an old
         registration changes nothing.
 
-        At most 500 devices a profile. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+        With exclusive it also switches the device off for every other profile that holds the token, effective in every
+        read from the moment the call returns, however many hold it. A worker writes the other copies afterwards;
+        GetDisable tells how far it is. Of two exclusive registrations at one time the later one stays enabled. A call that
+        fails, or is skipped by update_existing_only, switches nothing off.
+
+        At most 500 devices a profile, browser tokens not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
+        """
+
+    @_abc_1.abstractmethod
+    def RegisterBrowserToken(
+        self,
+        request: _devices_service_pb2.RegisterBrowserTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_devices_service_pb2.RegisterBrowserTokenResponse, _abc.Awaitable[_devices_service_pb2.RegisterBrowserTokenResponse]]:
+        """Registers a browser for web push. Atomic. Idempotent. In all respects, exclusive included, RegisterDevice with
+        PLATFORM_WEB, except that it has no prefer_user_id: in an EMAIL project a user_id alone finds a profile and creates
+        none. Listed, disabled and merged as any device is.
+
+        At most 500 browser tokens a profile, other devices not counted. Reasons: as for UpdateProfile, and DEVICE_LIMIT.
         """
 
     @_abc_1.abstractmethod

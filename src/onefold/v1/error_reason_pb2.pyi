@@ -86,6 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The profile's data fields would exceed their size. Metadata: limit_bytes."""
     ERROR_REASON_POOL_BUSY: _ErrorReason.ValueType  # 52
     """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
+    ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 80
+    """RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
     without a reason.
@@ -102,6 +104,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 70
     """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
+    ERROR_REASON_CURSOR_INVALID: _ErrorReason.ValueType  # 85
+    """INVALID_ARGUMENT. The cursor is not one that WatchTriggers gave in this project."""
+    ERROR_REASON_CURSOR_EXPIRED: _ErrorReason.ValueType  # 86
+    """FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
+    ERROR_REASON_TRIGGERS_DISABLED: _ErrorReason.ValueType  # 87
+    """FAILED_PRECONDITION. The project's triggers_enabled is off."""
     ERROR_REASON_CRITERION_NOT_FOUND: _ErrorReason.ValueType  # 90
     """NOT_FOUND. The project has no such criterion."""
     ERROR_REASON_CRITERIA_STALE: _ErrorReason.ValueType  # 91
@@ -184,6 +192,8 @@ ERROR_REASON_DATA_FIELDS_LIMIT: ErrorReason.ValueType  # 51
 """RESOURCE_EXHAUSTED. The profile's data fields would exceed their size. Metadata: limit_bytes."""
 ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
+ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 80
+"""RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
 without a reason.
@@ -200,6 +210,12 @@ ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 64
 """DEADLINE_EXCEEDED. The caller of a stream read nothing from it for 30 seconds."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 70
 """INTERNAL. A fault of ours, logged under the id in the metadata. Metadata: error_id."""
+ERROR_REASON_CURSOR_INVALID: ErrorReason.ValueType  # 85
+"""INVALID_ARGUMENT. The cursor is not one that WatchTriggers gave in this project."""
+ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 86
+"""FAILED_PRECONDITION. Triggers behind the cursor are older than 7 days and gone. Begin at TRIGGER_START_OLDEST."""
+ERROR_REASON_TRIGGERS_DISABLED: ErrorReason.ValueType  # 87
+"""FAILED_PRECONDITION. The project's triggers_enabled is off."""
 ERROR_REASON_CRITERION_NOT_FOUND: ErrorReason.ValueType  # 90
 """NOT_FOUND. The project has no such criterion."""
 ERROR_REASON_CRITERIA_STALE: ErrorReason.ValueType  # 91

@@ -3,10 +3,12 @@
 isort:skip_file
 Something that a person or a visitor did."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onefold.v1 import profile_pb2 as _profile_pb2
 import builtins as _builtins
@@ -35,9 +37,13 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_SCREEN: _EventKind.ValueType  # 3
     """A screen of an app was viewed."""
     EVENT_KIND_PURCHASE: _EventKind.ValueType  # 4
-    """Something was bought."""
+    """Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array if
+    there is one.
+    """
     EVENT_KIND_CART_UPDATE: _EventKind.ValueType  # 5
-    """The shopping cart changed."""
+    """The shopping cart changed. The person's cart becomes the items of the event, or else the array
+    updatedShoppingCartItems of its data; an event with neither empties the cart.
+    """
     EVENT_KIND_PUSH_OPEN: _EventKind.ValueType  # 6
     """A push notification was opened."""
     EVENT_KIND_IN_APP_OPEN: _EventKind.ValueType  # 7
@@ -65,9 +71,13 @@ EVENT_KIND_PAGE: EventKind.ValueType  # 2
 EVENT_KIND_SCREEN: EventKind.ValueType  # 3
 """A screen of an app was viewed."""
 EVENT_KIND_PURCHASE: EventKind.ValueType  # 4
-"""Something was bought."""
+"""Something was bought. The person's cart, the data field shoppingCartItems of the profile, becomes an empty array if
+there is one.
+"""
 EVENT_KIND_CART_UPDATE: EventKind.ValueType  # 5
-"""The shopping cart changed."""
+"""The shopping cart changed. The person's cart becomes the items of the event, or else the array
+updatedShoppingCartItems of its data; an event with neither empties the cart.
+"""
 EVENT_KIND_PUSH_OPEN: EventKind.ValueType  # 6
 """A push notification was opened."""
 EVENT_KIND_IN_APP_OPEN: EventKind.ValueType  # 7
@@ -83,8 +93,53 @@ EVENT_KIND_WEB_PUSH_CLICK: EventKind.ValueType  # 11
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
+class CommerceItem(_message.Message):
+    """One thing that was bought or lies in a shopping cart. In the event's data, and in the cart that a profile keeps, it is
+    an object with id, name, price, quantity and, if there are any, its own details as dataFields.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Which thing, as the shop knows it: 1 to 256 bytes, printable, without surrounding space. Required."""
+    name: _builtins.str
+    """What the shop calls it: 1 to 256 bytes without NUL. Required."""
+    price: _builtins.float
+    """What one of it costs, in whatever currency the shop uses: 0 or more, finite."""
+    quantity: _builtins.int
+    """How many: 1 or more; 0 counts as 1."""
+    @_builtins.property
+    def data(self) -> _struct_pb2.Struct:
+        """Free-form details, within the limits of the event's data."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        price: _builtins.float = ...,
+        quantity: _builtins.int = ...,
+        data: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "id", b"id", "name", b"name", "price", b"price", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommerceItem: _TypeAlias = CommerceItem  # noqa: Y015
+
+@_typing.final
 class NewEvent(_message.Message):
-    """An event as a caller tells it. It needs identifiers or an anonymous_id; with both it belongs to the person."""
+    """An event as a caller tells it. It needs identifiers or an anonymous_id; with both it belongs to the person. With
+    neither, and the email address it was sent to in its data as `recipient`, it is an invite: it is kept under that
+    address, belongs to nobody and creates no profile, whoever has or will have the address.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,6 +153,9 @@ class NewEvent(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     PREFER_USER_ID_FIELD_NUMBER: _builtins.int
     UPDATE_EXISTING_ONLY_FIELD_NUMBER: _builtins.int
+    SUPPRESS_TRIGGERS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     anonymous_id: _builtins.str
     """The visitor's client-made id: 1 to 256 bytes, printable, without surrounding space. The ids refused as user_id
     are refused here too.
@@ -118,6 +176,12 @@ class NewEvent(_message.Message):
     """
     update_existing_only: _builtins.bool
     """Skip the event rather than create a profile for it."""
+    suppress_triggers: _builtins.bool
+    """Keep the event from triggering anything, as one does when filling in the past. Not part of the body that an
+    event_id stands for.
+    """
+    total: _builtins.float
+    """What a purchase came to: any finite number, compared with nothing. Stored as total in the event's data."""
     @_builtins.property
     def identifiers(self) -> _profile_pb2.Identifiers:
         """Whose event it is."""
@@ -129,6 +193,18 @@ class NewEvent(_message.Message):
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened: not before 1970, at most 24 hours ahead of the database's clock. Default: the receive time."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommerceItem]:
+        """Of a purchase what was bought, of a cart update all that is in the cart now: 1 to 200 items. They are stored in the
+        event's data, as shoppingCartItems of a purchase and updatedShoppingCartItems of a cart update, and are read there;
+        the limits of the data are those of the whole. Data that holds such a field itself is refused, and so are items of
+        any other kind of event.
+
+        The cart that the profile keeps is that of the newest purchase or cart update by event_time: one that happened
+        earlier and is told later leaves it alone. It is changed by events that name a person, not by those that were
+        associated with the person, and counts towards the profile's data fields.
+        """
 
     def __init__(
         self,
@@ -143,13 +219,21 @@ class NewEvent(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         prefer_user_id: _builtins.bool = ...,
         update_existing_only: _builtins.bool = ...,
+        suppress_triggers: _builtins.bool = ...,
+        items: _abc.Iterable[Global___CommerceItem] | None = ...,
+        total: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_json", b"data_json", "event_time", b"event_time", "identifiers", b"identifiers", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "data", b"data", "data_json", b"data_json", "event_time", b"event_time", "identifiers", b"identifiers", "payload", b"payload", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "identifiers", b"identifiers", "kind", b"kind", "name", b"name", "payload", b"payload", "prefer_user_id", b"prefer_user_id", "update_existing_only", b"update_existing_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "anonymous_id", b"anonymous_id", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "identifiers", b"identifiers", "items", b"items", "kind", b"kind", "name", b"name", "payload", b"payload", "prefer_user_id", b"prefer_user_id", "suppress_triggers", b"suppress_triggers", "total", b"total", "update_existing_only", b"update_existing_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["data", "data_json"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___NewEvent: _TypeAlias = NewEvent  # noqa: Y015
@@ -170,11 +254,13 @@ class TrackResult(_message.Message):
     duplicate: _builtins.bool
     """The same event_id and body had been stored before; nothing was stored now."""
     profile_outcome: _profile_pb2.WriteOutcome.ValueType
-    """What the event did to the profile it names: CREATED, UPDATED (an identifier was overwritten), UNCHANGED or
-    SKIPPED. UNSPECIFIED for an anonymous event.
+    """What the event did to the profile it names: CREATED, UPDATED (an identifier was overwritten, or the cart changed),
+    UNCHANGED or SKIPPED. UNSPECIFIED for an anonymous event and an invite.
     """
     profile_id: _builtins.str
-    """The profile that the event belongs to; empty while it is anonymous. For a duplicate: whom it names by now."""
+    """The profile that the event belongs to; empty while it is anonymous, and for an invite. For a duplicate: whom it
+    names by now.
+    """
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
         """When the event was accepted, by the database's clock. For a duplicate: when the first one was."""
@@ -213,6 +299,7 @@ class Event(_message.Message):
     ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
     WAS_ANONYMOUS_FIELD_NUMBER: _builtins.int
     BACKFILLED_FIELD_NUMBER: _builtins.int
+    RECIPIENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique in its project."""
     name: _builtins.str
@@ -222,13 +309,15 @@ class Event(_message.Message):
     data_json: _builtins.str
     """As JSON text."""
     profile_id: _builtins.str
-    """The profile it belongs to; empty while it is anonymous."""
+    """The profile it belongs to; empty while it is anonymous, and for an invite."""
     anonymous_id: _builtins.str
     """The client-made id it came with, if any; kept when the event is associated with a person."""
     was_anonymous: _builtins.bool
     """Whether it was told without a person and associated with one later."""
     backfilled: _builtins.bool
     """Whether it was more than 5 minutes old when it arrived."""
+    recipient: _builtins.str
+    """Of an invite the address it was sent to, with its ASCII letters lower-cased; empty for every other event."""
     @_builtins.property
     def data(self) -> _struct_pb2.Struct:
         """As a Struct; set unless JSON was asked for."""
@@ -255,10 +344,11 @@ class Event(_message.Message):
         anonymous_id: _builtins.str = ...,
         was_anonymous: _builtins.bool = ...,
         backfilled: _builtins.bool = ...,
+        recipient: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_json", b"data_json", "event_time", b"event_time", "payload", b"payload", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "backfilled", b"backfilled", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "name", b"name", "payload", b"payload", "profile_id", b"profile_id", "receive_time", b"receive_time", "was_anonymous", b"was_anonymous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "backfilled", b"backfilled", "data", b"data", "data_json", b"data_json", "event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "name", b"name", "payload", b"payload", "profile_id", b"profile_id", "receive_time", b"receive_time", "recipient", b"recipient", "was_anonymous", b"was_anonymous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["data", "data_json"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

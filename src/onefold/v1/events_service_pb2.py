@@ -23,14 +23,16 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from onefold.v1 import activity_pb2 as onefold_dot_v1_dot_activity__pb2
 from onefold.v1 import data_format_pb2 as onefold_dot_v1_dot_data__format__pb2
 from onefold.v1 import event_pb2 as onefold_dot_v1_dot_event__pb2
 from onefold.v1 import item_error_pb2 as onefold_dot_v1_dot_item__error__pb2
 from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
 from onefold.v1 import profile_pb2 as onefold_dot_v1_dot_profile__pb2
+from onefold.v1 import trigger_pb2 as onefold_dot_v1_dot_trigger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fonefold/v1/events_service.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1conefold/v1/data_format.proto\x1a\x16onefold/v1/event.proto\x1a\x1bonefold/v1/item_error.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\"G\n\x0cTrackRequest\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.onefold.v1.NewEvent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\rTrackResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.onefold.v1.TrackResult\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"M\n\x11\x42\x61tchTrackRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.onefold.v1.NewEvent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"p\n\x10\x42\x61tchTrackResult\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x17.onefold.v1.TrackResultH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.onefold.v1.ItemErrorH\x00\x42\t\n\x07outcome\"U\n\x12\x42\x61tchTrackResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.onefold.v1.BatchTrackResult\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\xe3\x02\n\x11ListEventsRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x03 \x01(\tH\x00\x12\r\n\x05names\x18\x04 \x03(\t\x12$\n\x05kinds\x18\x05 \x03(\x0e\x32\x15.onefold.v1.EventKind\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\n \x01(\x0e\x32\x16.onefold.v1.DataFormatB\t\n\x07subject\"P\n\x12ListEventsResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.onefold.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xfc\x01\n\rEventsService\x12\x42\n\x05Track\x12\x18.onefold.v1.TrackRequest\x1a\x19.onefold.v1.TrackResponse\"\x04\xc8\xf3\x18\x02\x12Q\n\nBatchTrack\x12\x1d.onefold.v1.BatchTrackRequest\x1a\x1e.onefold.v1.BatchTrackResponse\"\x04\xc8\xf3\x18\x02\x12T\n\nListEvents\x12\x1d.onefold.v1.ListEventsRequest\x1a\x1e.onefold.v1.ListEventsResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fonefold/v1/events_service.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19onefold/v1/activity.proto\x1a\x1conefold/v1/data_format.proto\x1a\x16onefold/v1/event.proto\x1a\x1bonefold/v1/item_error.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/profile.proto\x1a\x18onefold/v1/trigger.proto\"G\n\x0cTrackRequest\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.onefold.v1.NewEvent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"J\n\rTrackResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.onefold.v1.TrackResult\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"M\n\x11\x42\x61tchTrackRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.onefold.v1.NewEvent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"p\n\x10\x42\x61tchTrackResult\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x17.onefold.v1.TrackResultH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.onefold.v1.ItemErrorH\x00\x42\t\n\x07outcome\"U\n\x12\x42\x61tchTrackResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.onefold.v1.BatchTrackResult\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"L\n\x12TrackStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12$\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x14.onefold.v1.NewEvent\"V\n\x13TrackStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12-\n\x07results\x18\x02 \x03(\x0b\x32\x1c.onefold.v1.BatchTrackResult\"\xf8\x02\n\x11ListEventsRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x03 \x01(\tH\x00\x12\x13\n\trecipient\x18\x0b \x01(\tH\x00\x12\r\n\x05names\x18\x04 \x03(\t\x12$\n\x05kinds\x18\x05 \x03(\x0e\x32\x15.onefold.v1.EventKind\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\n \x01(\x0e\x32\x16.onefold.v1.DataFormatB\t\n\x07subject\"P\n\x12ListEventsResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.onefold.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x03\n\x13ListActivityRequest\x12.\n\x0bidentifiers\x18\x01 \x01(\x0b\x32\x17.onefold.v1.IdentifiersH\x00\x12\x14\n\nprofile_id\x18\x02 \x01(\tH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x03 \x01(\tH\x00\x12*\n\x06\x66ilter\x18\x04 \x01(\x0e\x32\x1a.onefold.v1.ActivityFilter\x12\'\n\x05kinds\x18\x05 \x03(\x0e\x32\x18.onefold.v1.ActivityKind\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12+\n\x0b\x64\x61ta_format\x18\n \x01(\x0e\x32\x16.onefold.v1.DataFormatB\t\n\x07subject\"Y\n\x14ListActivityResponse\x12(\n\nactivities\x18\x01 \x03(\x0b\x32\x14.onefold.v1.Activity\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbb\x01\n\x14WatchTriggersRequest\x12\x10\n\x06\x63ursor\x18\x01 \x01(\tH\x00\x12&\n\x02\x61t\x18\x02 \x01(\x0e\x32\x18.onefold.v1.TriggerStartH\x00\x12\r\n\x05names\x18\x03 \x03(\t\x12$\n\x05kinds\x18\x04 \x03(\x0e\x32\x15.onefold.v1.EventKind\x12+\n\x0b\x64\x61ta_format\x18\x05 \x01(\x0e\x32\x16.onefold.v1.DataFormatB\x07\n\x05start\"N\n\x15WatchTriggersResponse\x12%\n\x08triggers\x18\x01 \x03(\x0b\x32\x13.onefold.v1.Trigger\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t*^\n\x0cTriggerStart\x12\x1d\n\x19TRIGGER_START_UNSPECIFIED\x10\x00\x12\x15\n\x11TRIGGER_START_NOW\x10\x01\x12\x18\n\x14TRIGGER_START_OLDEST\x10\x02\x32\x93\x04\n\rEventsService\x12\x42\n\x05Track\x12\x18.onefold.v1.TrackRequest\x1a\x19.onefold.v1.TrackResponse\"\x04\xc8\xf3\x18\x02\x12Q\n\nBatchTrack\x12\x1d.onefold.v1.BatchTrackRequest\x1a\x1e.onefold.v1.BatchTrackResponse\"\x04\xc8\xf3\x18\x02\x12X\n\x0bTrackStream\x12\x1e.onefold.v1.TrackStreamRequest\x1a\x1f.onefold.v1.TrackStreamResponse\"\x04\xc8\xf3\x18\x02(\x01\x30\x01\x12T\n\nListEvents\x12\x1d.onefold.v1.ListEventsRequest\x1a\x1e.onefold.v1.ListEventsResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12Z\n\x0cListActivity\x12\x1f.onefold.v1.ListActivityRequest\x1a .onefold.v1.ListActivityResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12_\n\rWatchTriggers\x12 .onefold.v1.WatchTriggersRequest\x1a!.onefold.v1.WatchTriggersResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,22 +43,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSSERVICE'].methods_by_name['Track']._serialized_options = b'\310\363\030\002'
   _globals['_EVENTSSERVICE'].methods_by_name['BatchTrack']._loaded_options = None
   _globals['_EVENTSSERVICE'].methods_by_name['BatchTrack']._serialized_options = b'\310\363\030\002'
+  _globals['_EVENTSSERVICE'].methods_by_name['TrackStream']._loaded_options = None
+  _globals['_EVENTSSERVICE'].methods_by_name['TrackStream']._serialized_options = b'\310\363\030\002'
   _globals['_EVENTSSERVICE'].methods_by_name['ListEvents']._loaded_options = None
   _globals['_EVENTSSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\220\002\001\310\363\030\001'
-  _globals['_TRACKREQUEST']._serialized_start=215
-  _globals['_TRACKREQUEST']._serialized_end=286
-  _globals['_TRACKRESPONSE']._serialized_start=288
-  _globals['_TRACKRESPONSE']._serialized_end=362
-  _globals['_BATCHTRACKREQUEST']._serialized_start=364
-  _globals['_BATCHTRACKREQUEST']._serialized_end=441
-  _globals['_BATCHTRACKRESULT']._serialized_start=443
-  _globals['_BATCHTRACKRESULT']._serialized_end=555
-  _globals['_BATCHTRACKRESPONSE']._serialized_start=557
-  _globals['_BATCHTRACKRESPONSE']._serialized_end=642
-  _globals['_LISTEVENTSREQUEST']._serialized_start=645
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1000
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1002
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1082
-  _globals['_EVENTSSERVICE']._serialized_start=1085
-  _globals['_EVENTSSERVICE']._serialized_end=1337
+  _globals['_EVENTSSERVICE'].methods_by_name['ListActivity']._loaded_options = None
+  _globals['_EVENTSSERVICE'].methods_by_name['ListActivity']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_EVENTSSERVICE'].methods_by_name['WatchTriggers']._loaded_options = None
+  _globals['_EVENTSSERVICE'].methods_by_name['WatchTriggers']._serialized_options = b'\220\002\001\310\363\030\001'
+  _globals['_TRIGGERSTART']._serialized_start=2077
+  _globals['_TRIGGERSTART']._serialized_end=2171
+  _globals['_TRACKREQUEST']._serialized_start=268
+  _globals['_TRACKREQUEST']._serialized_end=339
+  _globals['_TRACKRESPONSE']._serialized_start=341
+  _globals['_TRACKRESPONSE']._serialized_end=415
+  _globals['_BATCHTRACKREQUEST']._serialized_start=417
+  _globals['_BATCHTRACKREQUEST']._serialized_end=494
+  _globals['_BATCHTRACKRESULT']._serialized_start=496
+  _globals['_BATCHTRACKRESULT']._serialized_end=608
+  _globals['_BATCHTRACKRESPONSE']._serialized_start=610
+  _globals['_BATCHTRACKRESPONSE']._serialized_end=695
+  _globals['_TRACKSTREAMREQUEST']._serialized_start=697
+  _globals['_TRACKSTREAMREQUEST']._serialized_end=773
+  _globals['_TRACKSTREAMRESPONSE']._serialized_start=775
+  _globals['_TRACKSTREAMRESPONSE']._serialized_end=861
+  _globals['_LISTEVENTSREQUEST']._serialized_start=864
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1240
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1242
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=1322
+  _globals['_LISTACTIVITYREQUEST']._serialized_start=1325
+  _globals['_LISTACTIVITYREQUEST']._serialized_end=1714
+  _globals['_LISTACTIVITYRESPONSE']._serialized_start=1716
+  _globals['_LISTACTIVITYRESPONSE']._serialized_end=1805
+  _globals['_WATCHTRIGGERSREQUEST']._serialized_start=1808
+  _globals['_WATCHTRIGGERSREQUEST']._serialized_end=1995
+  _globals['_WATCHTRIGGERSRESPONSE']._serialized_start=1997
+  _globals['_WATCHTRIGGERSRESPONSE']._serialized_end=2075
+  _globals['_EVENTSSERVICE']._serialized_start=2174
+  _globals['_EVENTSSERVICE']._serialized_end=2705
 # @@protoc_insertion_point(module_scope)

@@ -8,10 +8,13 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from onefold.v1 import activity_pb2 as _activity_pb2
 from onefold.v1 import data_format_pb2 as _data_format_pb2
 from onefold.v1 import event_pb2 as _event_pb2
 from onefold.v1 import item_error_pb2 as _item_error_pb2
 from onefold.v1 import profile_pb2 as _profile_pb2
+from onefold.v1 import trigger_pb2 as _trigger_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,6 +25,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TriggerStart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TriggerStartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TriggerStart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRIGGER_START_UNSPECIFIED: _TriggerStart.ValueType  # 0
+    """The same as TRIGGER_START_NOW."""
+    TRIGGER_START_NOW: _TriggerStart.ValueType  # 1
+    """With what is committed from now on."""
+    TRIGGER_START_OLDEST: _TriggerStart.ValueType  # 2
+    """With the oldest trigger that is kept."""
+
+class TriggerStart(_TriggerStart, metaclass=_TriggerStartEnumTypeWrapper):
+    """Where a stream of triggers begins."""
+
+TRIGGER_START_UNSPECIFIED: TriggerStart.ValueType  # 0
+"""The same as TRIGGER_START_NOW."""
+TRIGGER_START_NOW: TriggerStart.ValueType  # 1
+"""With what is committed from now on."""
+TRIGGER_START_OLDEST: TriggerStart.ValueType  # 2
+"""With the oldest trigger that is kept."""
+Global___TriggerStart: _TypeAlias = TriggerStart  # noqa: Y015
 
 @_typing.final
 class TrackRequest(_message.Message):
@@ -168,6 +195,62 @@ class BatchTrackResponse(_message.Message):
 Global___BatchTrackResponse: _TypeAlias = BatchTrackResponse  # noqa: Y015
 
 @_typing.final
+class TrackStreamRequest(_message.Message):
+    """A batch of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The batch's number: 1 or more, and larger than that of the batch before. Numbers may be left out."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.NewEvent]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[_event_pb2.NewEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackStreamRequest: _TypeAlias = TrackStreamRequest  # noqa: Y015
+
+@_typing.final
+class TrackStreamResponse(_message.Message):
+    """A batch of a stream is committed, and so are all before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The batch's number."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchTrackResult]:
+        """One for each event, in the order of the batch."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        results: _abc.Iterable[Global___BatchTrackResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackStreamResponse: _TypeAlias = TrackStreamResponse  # noqa: Y015
+
+@_typing.final
 class ListEventsRequest(_message.Message):
     """Whose events to list, and which."""
 
@@ -176,6 +259,7 @@ class ListEventsRequest(_message.Message):
     IDENTIFIERS_FIELD_NUMBER: _builtins.int
     PROFILE_ID_FIELD_NUMBER: _builtins.int
     ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
+    RECIPIENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
@@ -187,6 +271,8 @@ class ListEventsRequest(_message.Message):
     """A person's, by the profile's immutable id."""
     anonymous_id: _builtins.str
     """Those of a visitor that belong to no person."""
+    recipient: _builtins.str
+    """The invites sent to an email address; upper and lower case of its ASCII letters are the same."""
     page_size: _builtins.int
     """How many at most: default 50; over 500 counts as 500. A page also ends at 3 MiB of data."""
     page_token: _builtins.str
@@ -219,6 +305,7 @@ class ListEventsRequest(_message.Message):
         identifiers: _profile_pb2.Identifiers | None = ...,
         profile_id: _builtins.str = ...,
         anonymous_id: _builtins.str = ...,
+        recipient: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
@@ -227,11 +314,11 @@ class ListEventsRequest(_message.Message):
         page_token: _builtins.str = ...,
         data_format: _data_format_pb2.DataFormat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "end_time", b"end_time", "identifiers", b"identifiers", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "end_time", b"end_time", "identifiers", b"identifiers", "profile_id", b"profile_id", "recipient", b"recipient", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data_format", b"data_format", "end_time", b"end_time", "identifiers", b"identifiers", "kinds", b"kinds", "names", b"names", "page_size", b"page_size", "page_token", b"page_token", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data_format", b"data_format", "end_time", b"end_time", "identifiers", b"identifiers", "kinds", b"kinds", "names", b"names", "page_size", b"page_size", "page_token", b"page_token", "profile_id", b"profile_id", "recipient", b"recipient", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifiers", "profile_id", "anonymous_id"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifiers", "profile_id", "anonymous_id", "recipient"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
@@ -264,3 +351,173 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class ListActivityRequest(_message.Message):
+    """Whose activity to list, and which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    PROFILE_ID_FIELD_NUMBER: _builtins.int
+    ANONYMOUS_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DATA_FORMAT_FIELD_NUMBER: _builtins.int
+    profile_id: _builtins.str
+    """A person's, by the profile's immutable id."""
+    anonymous_id: _builtins.str
+    """A visitor's: the events that belong to no person."""
+    filter: _activity_pb2.ActivityFilter.ValueType
+    """What belongs to people, to nobody, or both."""
+    page_size: _builtins.int
+    """How many at most: default 50; over 500 counts as 500. A page also ends at 3 MiB of data."""
+    page_token: _builtins.str
+    """Where to go on: next_page_token of the page before, with the same filters."""
+    data_format: _data_format_pb2.DataFormat.ValueType
+    """How to answer the events' data."""
+    @_builtins.property
+    def identifiers(self) -> _profile_pb2.Identifiers:
+        """A person's, by the identifiers that the project's type admits."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_activity_pb2.ActivityKind.ValueType]:
+        """Only entries of one of these kinds. PROFILE_FORGOTTEN is listed for a whole project only."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what happened then or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what happened before then."""
+
+    def __init__(
+        self,
+        *,
+        identifiers: _profile_pb2.Identifiers | None = ...,
+        profile_id: _builtins.str = ...,
+        anonymous_id: _builtins.str = ...,
+        filter: _activity_pb2.ActivityFilter.ValueType = ...,
+        kinds: _abc.Iterable[_activity_pb2.ActivityKind.ValueType] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        data_format: _data_format_pb2.DataFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "end_time", b"end_time", "identifiers", b"identifiers", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "data_format", b"data_format", "end_time", b"end_time", "filter", b"filter", "identifiers", b"identifiers", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "profile_id", b"profile_id", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["identifiers", "profile_id", "anonymous_id"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___ListActivityRequest: _TypeAlias = ListActivityRequest  # noqa: Y015
+
+@_typing.final
+class ListActivityResponse(_message.Message):
+    """A page of the activity log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVITIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty after the last page."""
+    @_builtins.property
+    def activities(self) -> _containers.RepeatedCompositeFieldContainer[_activity_pb2.Activity]:
+        """The entries, newest first."""
+
+    def __init__(
+        self,
+        *,
+        activities: _abc.Iterable[_activity_pb2.Activity] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activities", b"activities", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListActivityResponse: _TypeAlias = ListActivityResponse  # noqa: Y015
+
+@_typing.final
+class WatchTriggersRequest(_message.Message):
+    """Which triggers to send, from where on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    DATA_FORMAT_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Behind the message that had this cursor."""
+    at: Global___TriggerStart.ValueType
+    """At one of the ends."""
+    data_format: _data_format_pb2.DataFormat.ValueType
+    """How to answer the events' data."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events with one of these names; at most 100."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind.ValueType]:
+        """Only events of one of these kinds."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        at: Global___TriggerStart.ValueType = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
+        data_format: _data_format_pb2.DataFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cursor", b"cursor", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cursor", b"cursor", "data_format", b"data_format", "kinds", b"kinds", "names", b"names", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["cursor", "at"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+Global___WatchTriggersRequest: _TypeAlias = WatchTriggersRequest  # noqa: Y015
+
+@_typing.final
+class WatchTriggersResponse(_message.Message):
+    """The next triggers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to go on: opaque, at most 256 bytes, good in this project only."""
+    @_builtins.property
+    def triggers(self) -> _containers.RepeatedCompositeFieldContainer[_trigger_pb2.Trigger]:
+        """The triggers, in order; none in the first message, in one that only tells the cursor, and where all were filtered
+        out.
+        """
+
+    def __init__(
+        self,
+        *,
+        triggers: _abc.Iterable[_trigger_pb2.Trigger] | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "triggers", b"triggers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTriggersResponse: _TypeAlias = WatchTriggersResponse  # noqa: Y015

@@ -45,10 +45,25 @@ class EventsServiceStub(object):
                 request_serializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackResponse.FromString,
                 _registered_method=True)
+        self.TrackStream = channel.stream_stream(
+                '/onefold.v1.EventsService/TrackStream',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/onefold.v1.EventsService/ListEvents',
                 request_serializer=onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.ListActivity = channel.unary_unary(
+                '/onefold.v1.EventsService/ListActivity',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.FromString,
+                _registered_method=True)
+        self.WatchTriggers = channel.unary_stream(
+                '/onefold.v1.EventsService/WatchTriggers',
+                request_serializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.SerializeToString,
+                response_deserializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.FromString,
                 _registered_method=True)
 
 
@@ -57,13 +72,15 @@ class EventsServiceServicer(object):
     """
 
     def Track(self, request, context):
-        """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+        """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+        request_id.
 
         A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-        if that never happens.
+        if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,11 +97,72 @@ class EventsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrackStream(self, request_iterator, context):
+        """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+        per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+        The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+        acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+        event_ids: what was stored is then a duplicate. There is no request_id.
+
+        At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+        A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+        acknowledged before the stream ends with OK.
+
+        Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+        FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+        SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEvents(self, request, context):
-        """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-        of a merge; a sequence of pages yields each event once.
+        """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+        first. Right at every moment of a merge; a sequence of pages yields each event once.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListActivity(self, request, context):
+        """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+        became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+        shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+        that are part of the person.
+
+        A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+        next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+        begin with the version of onefold that first wrote them.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTriggers(self, request, context):
+        """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+        and invites when they are received, and those events of a visitor that happened within 72 hours before its
+        anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+        those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+        project's triggers_enabled is on: what is received while it is off never triggers.
+
+        Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+        with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+        nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+        triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+        same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+        Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+        after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+        nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+        associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+        Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+        again with the last cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,10 +181,25 @@ def add_EventsServiceServicer_to_server(servicer, server):
                     request_deserializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_events__service__pb2.BatchTrackResponse.SerializeToString,
             ),
+            'TrackStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.TrackStream,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.SerializeToString,
+            ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
                     request_deserializer=onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.FromString,
                     response_serializer=onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'ListActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActivity,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.SerializeToString,
+            ),
+            'WatchTriggers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTriggers,
+                    request_deserializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.FromString,
+                    response_serializer=onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +268,33 @@ class EventsService(object):
             _registered_method=True)
 
     @staticmethod
+    def TrackStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/onefold.v1.EventsService/TrackStream',
+            onefold_dot_v1_dot_events__service__pb2.TrackStreamRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.TrackStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEvents(request,
             target,
             options=(),
@@ -191,6 +311,60 @@ class EventsService(object):
             '/onefold.v1.EventsService/ListEvents',
             onefold_dot_v1_dot_events__service__pb2.ListEventsRequest.SerializeToString,
             onefold_dot_v1_dot_events__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onefold.v1.EventsService/ListActivity',
+            onefold_dot_v1_dot_events__service__pb2.ListActivityRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.ListActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTriggers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/onefold.v1.EventsService/WatchTriggers',
+            onefold_dot_v1_dot_events__service__pb2.WatchTriggersRequest.SerializeToString,
+            onefold_dot_v1_dot_events__service__pb2.WatchTriggersResponse.FromString,
             options,
             channel_credentials,
             insecure,

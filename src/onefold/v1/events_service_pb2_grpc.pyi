@@ -34,13 +34,15 @@ class EventsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventsServiceAsyncStub: ...
     Track: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.TrackRequest, _events_service_pb2.TrackResponse]
-    """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+    """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+    request_id.
 
     A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-    if that never happens.
+    if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -49,11 +51,60 @@ class EventsServiceStub:
 
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
     """
+    TrackStream: _grpc.StreamStreamMultiCallable[_events_service_pb2.TrackStreamRequest, _events_service_pb2.TrackStreamResponse]
+    """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+    per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+    The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+    acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+    event_ids: what was stored is then a duplicate. There is no request_id.
+
+    At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+    A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+    acknowledged before the stream ends with OK.
+
+    Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+    FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+    SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
+    """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]
-    """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-    of a merge; a sequence of pages yields each event once.
+    """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+    first. Right at every moment of a merge; a sequence of pages yields each event once.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    ListActivity: _grpc.UnaryUnaryMultiCallable[_events_service_pb2.ListActivityRequest, _events_service_pb2.ListActivityResponse]
+    """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+    became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+    shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+    that are part of the person.
+
+    A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+    next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+    begin with the version of onefold that first wrote them.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    WatchTriggers: _grpc.UnaryStreamMultiCallable[_events_service_pb2.WatchTriggersRequest, _events_service_pb2.WatchTriggersResponse]
+    """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+    and invites when they are received, and those events of a visitor that happened within 72 hours before its
+    anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+    those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+    project's triggers_enabled is on: what is received while it is off never triggers.
+
+    Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+    with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+    nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+    triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+    same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+    Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+    after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+    nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+    associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+    Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+    again with the last cursor.
     """
 
 @_typing.type_check_only
@@ -62,13 +113,15 @@ class EventsServiceAsyncStub(EventsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Track: _aio.UnaryUnaryMultiCallable[_events_service_pb2.TrackRequest, _events_service_pb2.TrackResponse]  # type: ignore[assignment]
-    """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+    """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+    request_id.
 
     A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-    if that never happens.
+    if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
     Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+    EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+    the cart), REQUEST_ID_REUSED.
     """
     BatchTrack: _aio.UnaryUnaryMultiCallable[_events_service_pb2.BatchTrackRequest, _events_service_pb2.BatchTrackResponse]  # type: ignore[assignment]
     """Stores up to 1,000 events, with one result per event in request order. Per item: a bad event never spoils the
@@ -77,11 +130,60 @@ class EventsServiceAsyncStub(EventsServiceStub):
 
     Reasons of an item: as for Track. Of the call: FIELDS_INVALID (more than 1,000 events), REQUEST_ID_REUSED.
     """
+    TrackStream: _aio.StreamStreamMultiCallable[_events_service_pb2.TrackStreamRequest, _events_service_pb2.TrackStreamResponse]  # type: ignore[assignment]
+    """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+    per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+    The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+    acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+    event_ids: what was stored is then a duplicate. There is no request_id.
+
+    At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+    A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+    acknowledged before the stream ends with OK.
+
+    Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+    FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+    SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
+    """
     ListEvents: _aio.UnaryUnaryMultiCallable[_events_service_pb2.ListEventsRequest, _events_service_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-    of a merge; a sequence of pages yields each event once.
+    """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+    first. Right at every moment of a merge; a sequence of pages yields each event once.
 
     Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    ListActivity: _aio.UnaryUnaryMultiCallable[_events_service_pb2.ListActivityRequest, _events_service_pb2.ListActivityResponse]  # type: ignore[assignment]
+    """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+    became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+    shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+    that are part of the person.
+
+    A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+    next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+    begin with the version of onefold that first wrote them.
+
+    Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+    """
+    WatchTriggers: _aio.UnaryStreamMultiCallable[_events_service_pb2.WatchTriggersRequest, _events_service_pb2.WatchTriggersResponse]  # type: ignore[assignment]
+    """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+    and invites when they are received, and those events of a visitor that happened within 72 hours before its
+    anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+    those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+    project's triggers_enabled is on: what is received while it is off never triggers.
+
+    Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+    with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+    nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+    triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+    same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+    Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+    after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+    nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+    associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+    Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+    again with the last cursor.
     """
 
 class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -93,13 +195,15 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _events_service_pb2.TrackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_events_service_pb2.TrackResponse, _abc.Awaitable[_events_service_pb2.TrackResponse]]:
-        """Stores one event of a person or a visitor. Atomic. Safe to send again with an event_id or a request_id.
+        """Stores one event of a person or a visitor, or an invite. Atomic. Safe to send again with an event_id or a
+        request_id.
 
         A visitor's event belongs to nobody until Identify links its anonymous_id, and is gone 30 days after its event_time
-        if that never happens.
+        if that never happens. An invite stays under the address it was sent to until that is forgotten.
 
         Reasons: FIELDS_INVALID, EVENT_EXPIRED, PROFILE_NOT_FOUND (EMAIL projects, purchases and cart updates excepted),
-        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, REQUEST_ID_REUSED.
+        EVENT_ID_REUSED, PLACEHOLDER_TAKEN, IDENTIFIERS_CONFLICT, FORGOTTEN, DATA_FIELDS_LIMIT (the profile has no room for
+        the cart), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -116,15 +220,82 @@ class EventsServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def TrackStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_events_service_pb2.TrackStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_service_pb2.TrackStreamResponse], _abc.AsyncIterator[_events_service_pb2.TrackStreamResponse]]:
+        """Stores events batch by batch, and acknowledges each batch once it is committed. Each batch is what BatchTrack takes:
+        per item, up to 1,000 events. Batches are committed and acknowledged in the order in which they are sent.
+
+        The caller numbers the batches. An answer with a number says that everything up to it is committed; what was not
+        acknowledged when a stream ends may be committed or not. Safe to send again, on a new stream, if the events have
+        event_ids: what was stored is then a duplicate. There is no request_id.
+
+        At most 4 batches of a stream wait to be stored; further ones are not read, and flow control holds the caller back.
+        A caller that reads no answers for 30 seconds is cut off. Half-closing lets everything that was sent be stored and
+        acknowledged before the stream ends with OK.
+
+        Reasons of an item: as for Track. Of the stream, which they end after the batches sent before were acknowledged:
+        FIELDS_INVALID (more than 1,000 events, or a number that does not increase), REQUEST_MALFORMED, MESSAGE_TOO_LARGE,
+        SERVER_STOPPING, DATABASE_UNAVAILABLE, LOCK_TIMEOUT, POOL_BUSY, STREAM_STALLED, SERVER_BUSY (at its start only).
+        """
+
+    @_abc_1.abstractmethod
     def ListEvents(
         self,
         request: _events_service_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_events_service_pb2.ListEventsResponse, _abc.Awaitable[_events_service_pb2.ListEventsResponse]]:
-        """Lists the events of a person, or those of an anonymous_id that are nobody's, newest first. Right at every moment
-        of a merge; a sequence of pages yields each event once.
+        """Lists the events of a person, those of an anonymous_id that are nobody's, or the invites sent to an address, newest
+        first. Right at every moment of a merge; a sequence of pages yields each event once.
 
         Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def ListActivity(
+        self,
+        request: _events_service_pb2.ListActivityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_events_service_pb2.ListActivityResponse, _abc.Awaitable[_events_service_pb2.ListActivityResponse]]:
+        """Lists the activity log of a person, a visitor or the whole project, newest first: events, visitors' events that
+        became a person's, profiles made, merged and forgotten, devices registered and switched off. What a person's log
+        shows is right at every moment of a merge and of its undoing: the person's own entries, and those of the profiles
+        that are part of the person.
+
+        A sequence of pages yields each entry once. A page may be shorter than asked for, or empty, and yet have a
+        next_page_token: of a whole project at most 1,000 entries of each kind are looked at for a page. Device entries
+        begin with the version of onefold that first wrote them.
+
+        Reasons: FIELDS_INVALID, PAGE_TOKEN_INVALID, PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTriggers(
+        self,
+        request: _events_service_pb2.WatchTriggersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_service_pb2.WatchTriggersResponse], _abc.AsyncIterator[_events_service_pb2.WatchTriggersResponse]]:
+        """Sends the project's triggers as they are committed, and goes on until the caller ends the call: events of people
+        and invites when they are received, and those events of a visitor that happened within 72 hours before its
+        anonymous_id was linked, when a worker has brought them to the person (or they arrive, during the grace). Never
+        those told with suppress_triggers, and never anything because of a merge of profiles or an undo. Only while the
+        project's triggers_enabled is on: what is received while it is off never triggers.
+
+        Resumable: every message has a cursor, and a call that begins at it goes on right behind the message, on any server,
+        with any filter. At least once: a caller that keeps the cursor of the last message it has worked off misses
+        nothing, and sees again what it had not kept; event_id and profile_id tell what it has seen. In commit order: of two
+        triggers of which one was committed before the other's call began, that one comes first, and every caller sees the
+        same order. None is skipped: one is sent only when no transaction can commit anything that would come before it.
+
+        Kept for 7 days. The first message comes at once and has no triggers; from TRIGGER_START_NOW on, what is committed
+        after it is sent. A message has at most 100 triggers; one without any comes at least every 10 seconds while there is
+        nothing to send. A caller that reads nothing for 30 seconds is ended with STREAM_STALLED. An event that was
+        associated, undone and associated again triggers again. A forgotten person's triggers are not sent.
+
+        Reasons: FIELDS_INVALID, CURSOR_INVALID, CURSOR_EXPIRED, TRIGGERS_DISABLED, STREAM_STALLED. After UNAVAILABLE call
+        again with the last cursor.
         """
 
 def add_EventsServiceServicer_to_server(servicer: EventsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -274,10 +274,10 @@ class IdentityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetProfile(self, request, context):
-        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-        has is blocked all the same.
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+        ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+        UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+        Idempotent. An identifier that nobody has is blocked all the same.
 
         EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
         """

@@ -124,10 +124,10 @@ class IdentityServiceStub:
     MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
     """
     ForgetProfile: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]
-    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-    has is blocked all the same.
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+    ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+    UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+    Idempotent. An identifier that nobody has is blocked all the same.
 
     EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
     """
@@ -237,10 +237,10 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     MERGE_NOT_UNDOABLE, SOURCE_IDENTIFIER_TAKEN.
     """
     ForgetProfile: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ForgetProfileRequest, _identity_service_pb2.ForgetProfileResponse]  # type: ignore[assignment]
-    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-    identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-    in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-    has is blocked all the same.
+    """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+    ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+    UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+    Idempotent. An identifier that nobody has is blocked all the same.
 
     EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
     """
@@ -431,10 +431,10 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.ForgetProfileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.ForgetProfileResponse, _abc.Awaitable[_identity_service_pb2.ForgetProfileResponse]]:
-        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids and the ledger's snapshots go, and the
-        identifiers that identify are blocked from coming back through any call, until UnforgetProfile. Atomic and effective
-        in every read from the moment it returns; a worker erases the rows afterwards. Idempotent. An identifier that nobody
-        has is blocked all the same.
+        """Forgets a person (GDPR, article 17): profile, events, devices, anonymous ids, the invites sent to its email and the
+        ledger's snapshots go, and the identifiers that identify are blocked from coming back through any call, until
+        UnforgetProfile. Atomic and effective in every read from the moment it returns; a worker erases the rows afterwards.
+        Idempotent. An identifier that nobody has is blocked all the same.
 
         EMAIL projects forget by email, USER_ID by user_id, HYBRID by either. Reasons: FIELDS_INVALID, IDENTIFIERS_CONFLICT.
         """

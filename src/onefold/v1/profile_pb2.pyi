@@ -66,7 +66,7 @@ class _SignupSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignupSo
     SIGNUP_SOURCE_EVENT: _SignupSource.ValueType  # 3
     """Track or BatchTrack."""
     SIGNUP_SOURCE_DEVICE: _SignupSource.ValueType  # 4
-    """RegisterDevice."""
+    """RegisterDevice or RegisterBrowserToken."""
     SIGNUP_SOURCE_ACTIVATION: _SignupSource.ValueType  # 5
     """CreateUnknownProfile, or a worker in a project with server_side_activation: it was made for a visitor."""
 
@@ -82,7 +82,7 @@ SIGNUP_SOURCE_IDENTIFY: SignupSource.ValueType  # 2
 SIGNUP_SOURCE_EVENT: SignupSource.ValueType  # 3
 """Track or BatchTrack."""
 SIGNUP_SOURCE_DEVICE: SignupSource.ValueType  # 4
-"""RegisterDevice."""
+"""RegisterDevice or RegisterBrowserToken."""
 SIGNUP_SOURCE_ACTIVATION: SignupSource.ValueType  # 5
 """CreateUnknownProfile, or a worker in a project with server_side_activation: it was made for a visitor."""
 Global___SignupSource: _TypeAlias = SignupSource  # noqa: Y015

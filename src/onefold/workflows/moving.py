@@ -17,13 +17,19 @@ import asyncpg
 from onefold.clock import EARLIEST
 from onefold.db.pool import TRANSACTION_TIMEOUT_SECONDS
 from onefold.db.queries import Connection, Queries, Query, Record
+from onefold.events.store import recipient_id
 from onefold.intents import store as intents
 from onefold.intents.store import Lease
-from onefold.limits import ANONYMOUS_LIFETIME
+from onefold.limits import ANONYMOUS_LIFETIME, TRIGGER_AGE
+from onefold.triggers import store as triggers
+from onefold.triggers.rules import Mark
+from onefold.triggers.store import NewTrigger
 
 queries: Final = Queries("onefold.workflows")
 
 CHUNK_EVENTS: Final = 5_000
+# The statements that bring a person what a link associates.
+_TRIGGERING: Final = (queries.subject_to_profile, queries.profile_to_profile, queries.count_in_place)
 # One second more than a straggler can live.
 SETTLE_AFTER: Final = timedelta(seconds=TRANSACTION_TIMEOUT_SECONDS + 1)
 
@@ -68,10 +74,21 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         arguments["lifetime"] = ANONYMOUS_LIFETIME
     if query is queries.count_in_place:
         arguments["is_last_pass"] = is_last_pass
+    if query in _TRIGGERING:
+        arguments["trigger_after"] = move["link_time"] - TRIGGER_AGE if move["link_time"] is not None else None
     moved = await _move(connection, query, arguments)
     assert moved is not None  # a SELECT without FROM returns one row
     if moved["event_count"]:
         await intents.note_progress(connection, lease)
+    if query in _TRIGGERING and moved["trigger_ids"]:
+        await triggers.record(
+            connection,
+            project_id,
+            [
+                NewTrigger(Mark.MERGED, move["owner_profile_id"], None, event_time, event_id)
+                for event_time, event_id in zip(moved["trigger_times"], moved["trigger_ids"], strict=True)
+            ],
+        )
     if moved["event_count"] and move["counted_merge_ids"]:
         await queries.count_moved.execute(
             connection,
@@ -87,9 +104,18 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         await queries.delete_answers.execute(
             connection,
             project_id=project_id,
-            profile_id=move["container_profile_id"] or move["container_subject_id"],
+            profile_id=move["container_profile_id"]
+            or move["container_subject_id"]
+            or recipient_id(project_id, move["container_recipient"]),
             until=move["window_end_time"],
         )
+        # Of a container that holds another's events only in part the notes are that other's.
+        if move["container_profile_id"] is not None and move["origin_ids"] is None:
+            erased = await queries.erase_activities.execute(
+                connection, project_id=project_id, profile_id=move["container_profile_id"], count=CHUNK_EVENTS
+            )
+            if erased == CHUNK_EVENTS:
+                return position
     if not is_last_pass:
         await intents.postpone(connection, lease, settle_from)
         return None
@@ -117,6 +143,8 @@ async def _move(connection: Connection, query: Query, arguments: dict[str, objec
 
 def _chunk_query(move: Record) -> Query:
     """The statement that moves a chunk, by where the rows lie and who owns them. Without an owner they are erased."""
+    if move["container_recipient"] is not None:
+        return queries.erase_invites
     from_profile = move["container_profile_id"] is not None
     if from_profile and move["container_profile_id"] == move["owner_profile_id"]:
         return queries.count_in_place

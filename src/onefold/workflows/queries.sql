@@ -7,16 +7,29 @@ WHERE project_id = :project_id AND move_id = :move_id
 RETURNING clock_timestamp() AS pass_time, first_pass_time;
 
 -- name: lock_move
--- What to move, and to whom now: a merge that comes meanwhile changes the owner, and waits for the chunk to end.
+-- What to move, and to whom now: a merge that comes meanwhile changes the owner, and waits for the chunk to end. link_time
+-- is set if what is moved may trigger (A9): a link brings it, and the project wants to be told. A merge of profiles and an
+-- undo bring nothing that triggers.
 SELECT
     merge_id,
     counted_merge_ids,
     container_profile_id,
     container_subject_id,
+    container_recipient,
     origin_ids,
     window_end_time,
     owner_profile_id,
-    owner_subject_id
+    owner_subject_id,
+    (
+        SELECT merges.create_time
+        FROM merges
+        INNER JOIN projects ON projects.project_id = :project_id AND projects.triggers_enabled
+        WHERE
+            merges.project_id = :project_id
+            AND merges.merge_id = moves.merge_id
+            AND merges.kind = 'ASSOCIATION'
+            AND merges.undo_time IS NULL
+    ) AS link_time
 FROM moves
 WHERE project_id = :project_id AND move_id = :move_id
 FOR UPDATE;
@@ -63,6 +76,7 @@ moved AS (
         anonymous_events.kind,
         anonymous_events.name,
         anonymous_events.anonymous_id,
+        anonymous_events.suppress_triggers,
         anonymous_events.data
 ),
 
@@ -78,6 +92,7 @@ put AS (
         origin_id,
         name,
         anonymous_id,
+        suppress_triggers,
         data
     )
     SELECT
@@ -91,15 +106,27 @@ put AS (
         (SELECT move.container_subject_id FROM move),
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
+),
+
+-- What may set something off, if anything here may.
+triggering AS (
+    SELECT
+        array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
+        array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
+    FROM moved
+    WHERE moved.event_time > :trigger_after::timestamptz
 )
 
 SELECT
     (SELECT count(*) FROM moved) AS event_count,
     (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: profile_to_profile
 -- The same between persons: everything of a source that was merged, or, of a merge that was undone, what came from the
@@ -156,6 +183,7 @@ moved AS (
         events.origin_id,
         events.name,
         events.anonymous_id,
+        events.suppress_triggers,
         events.data
 ),
 
@@ -171,6 +199,7 @@ put AS (
         origin_id,
         name,
         anonymous_id,
+        suppress_triggers,
         data
     )
     SELECT
@@ -187,17 +216,28 @@ put AS (
         ),
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
     -- An anonymous event whose 30 days were over before its id was linked again goes for good.
     WHERE moved.event_time > (SELECT move.alive_after FROM move)
+),
+
+triggering AS (
+    SELECT
+        array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
+        array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
+    FROM moved
+    WHERE moved.event_time > :trigger_after::timestamptz
 )
 
 SELECT
     (SELECT count(*) FROM moved) AS event_count,
     (SELECT min(moved.event_time) FROM moved) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: drop_told_again_to_subject
 -- An event of a subject that its owner has already, under the same id and time, was told again after its id was forgotten
@@ -262,7 +302,7 @@ dead AS (
 ),
 
 here AS (
-    SELECT count(*) AS event_count, min(events.event_time) AS oldest_event_time
+    SELECT events.event_time, events.event_id
     FROM events
     WHERE
         -- Only the last pass counts: the ones before would count the same rows.
@@ -275,14 +315,23 @@ here AS (
         )
         AND events.event_time > (SELECT move.alive_after FROM move)
         AND events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
+),
+
+triggering AS (
+    SELECT
+        array_agg(here.event_time ORDER BY here.event_time, here.event_id) AS event_times,
+        array_agg(here.event_id ORDER BY here.event_time, here.event_id) AS event_ids
+    FROM here
+    WHERE here.event_time > :trigger_after::timestamptz
 )
 
 SELECT
-    here.event_count,
-    here.oldest_event_time,
+    (SELECT count(*) FROM here) AS event_count,
+    (SELECT min(here.event_time) FROM here) AS oldest_event_time,
     (SELECT last.event_time FROM last) AS last_time,
-    (SELECT last.event_id FROM last) AS last_id
-FROM here;
+    (SELECT last.event_id FROM last) AS last_id,
+    (SELECT triggering.event_times FROM triggering) AS trigger_times,
+    (SELECT triggering.event_ids FROM triggering) AS trigger_ids;
 
 -- name: profile_to_subject
 -- The same from a person back to an anonymous_id whose association was undone. What is 30 days old by now goes for good.
@@ -321,12 +370,13 @@ moved AS (
         events.kind,
         events.name,
         events.anonymous_id,
+        events.suppress_triggers,
         events.data
 ),
 
 put AS (
     INSERT INTO anonymous_events (
-        project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, data
+        project_id, subject_id, event_time, event_id, receive_time, kind, name, anonymous_id, suppress_triggers, data
     )
     SELECT
         :project_id,
@@ -337,6 +387,7 @@ put AS (
         moved.kind,
         moved.name,
         moved.anonymous_id,
+        moved.suppress_triggers,
         moved.data
     FROM moved
     WHERE moved.event_time > now() - :lifetime::interval AND moved.anonymous_id IS NOT NULL
@@ -350,7 +401,8 @@ SELECT
     (SELECT last.event_id FROM last) AS last_id;
 
 -- name: erase_profile
--- Erases the next rows of a person who was forgotten, with the event ids that their callers gave.
+-- Erases the next rows of a person who was forgotten, with the event ids that their callers gave and what they would
+-- still set off.
 WITH move AS (
     SELECT container_profile_id, origin_ids
     FROM moves
@@ -394,13 +446,26 @@ erased AS (
                 THEN (events.origin_id = ANY((SELECT given_back.origin_ids FROM given_back)::uuid [])) IS NOT TRUE
             ELSE events.origin_id = ANY((SELECT move.origin_ids FROM move)::uuid [])
         END
-    RETURNING events.event_id
+    RETURNING events.event_time, events.event_id, events.receive_time
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
-    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
 )
 
 SELECT
@@ -439,13 +504,84 @@ erased AS (
             coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
         )
         AND anonymous_events.receive_time <= (SELECT move.window_end_time FROM move)
-    RETURNING anonymous_events.event_id
+    RETURNING anonymous_events.event_time, anonymous_events.event_id, anonymous_events.receive_time
 ),
 
 ids AS (
     DELETE FROM event_ids
     USING erased
-    WHERE event_ids.project_id = :project_id AND event_ids.event_id = erased.event_id
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
+)
+
+SELECT
+    (SELECT count(*) FROM erased) AS event_count,
+    NULL::timestamptz AS oldest_event_time,
+    (SELECT last.event_time FROM last) AS last_time,
+    (SELECT last.event_id FROM last) AS last_id;
+
+-- name: erase_invites
+-- The same for the invites sent to an address that was forgotten.
+WITH move AS (
+    SELECT container_recipient, window_end_time
+    FROM moves
+    WHERE project_id = :project_id AND move_id = :move_id
+),
+
+last AS (
+    SELECT invite_events.event_time, invite_events.event_id
+    FROM invite_events
+    WHERE
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = (SELECT move.container_recipient FROM move)
+        AND (invite_events.event_time, invite_events.event_id) > (:after_time::timestamptz, :after_id::text)
+    ORDER BY invite_events.event_time, invite_events.event_id
+    OFFSET :count::integer - 1
+    LIMIT 1
+),
+
+erased AS (
+    DELETE FROM invite_events
+    WHERE
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = (SELECT move.container_recipient FROM move)
+        AND (invite_events.event_time, invite_events.event_id) > (:after_time::timestamptz, :after_id::text)
+        AND (invite_events.event_time, invite_events.event_id) <= (
+            coalesce((SELECT last.event_time FROM last), 'infinity'), coalesce((SELECT last.event_id FROM last), '')
+        )
+        AND invite_events.receive_time <= (SELECT move.window_end_time FROM move)
+    RETURNING invite_events.event_time, invite_events.event_id, invite_events.receive_time
+),
+
+ids AS (
+    DELETE FROM event_ids
+    USING erased
+    WHERE
+        event_ids.project_id = :project_id
+        AND event_ids.event_id = erased.event_id
+        -- An id that was used anew after its 35 days is another event's.
+        AND event_ids.receive_time = erased.receive_time
+),
+
+untriggered AS (
+    DELETE FROM triggers
+    USING erased
+    WHERE
+        triggers.project_id = :project_id
+        AND triggers.event_id = erased.event_id
+        AND triggers.event_time = erased.event_time
 )
 
 SELECT
@@ -455,8 +591,8 @@ SELECT
     (SELECT last.event_id FROM last) AS last_id;
 
 -- name: delete_answers
--- Stored answers that tell about a person who was forgotten, or about a visitor until the person was. What the visitor
--- allowed until then goes too, and how near to a profile the visitor was.
+-- Stored answers that tell about a person who was forgotten, or about a visitor or an address until the person was. What
+-- the visitor allowed until then goes too, and how near to a profile the visitor was.
 WITH allowed AS (
     DELETE FROM consents
     WHERE
@@ -475,6 +611,34 @@ visitors AS (
 
 DELETE FROM requests
 WHERE project_id = :project_id AND profile_ids && ARRAY[:profile_id::uuid] AND create_time <= :until::timestamptz;
+
+-- name: erase_activities
+-- The next notes about a person who was forgotten and about all that was part of the person; only that somebody was
+-- forgotten stays.
+DELETE FROM activities
+WHERE
+    project_id = :project_id
+    AND ctid = ANY(
+        ARRAY(
+            SELECT noted.ctid
+            FROM activities AS noted
+            WHERE
+                noted.project_id = :project_id
+                AND noted.kind <> 5
+                AND noted.profile_id = ANY(
+                    :profile_id::uuid || ARRAY(
+                        SELECT unnest(merges.origin_ids)
+                        FROM merges
+                        WHERE
+                            merges.project_id = :project_id
+                            AND merges.target_profile_id = :profile_id
+                            AND merges.kind = 'PROFILE'
+                            AND merges.undo_time IS NULL
+                    )
+                )
+            LIMIT :count::integer
+        )
+    );
 
 -- name: count_moved
 -- Last in its transaction: a call that counts a late event waits for this row until the commit, and no longer. What goes
@@ -516,9 +680,10 @@ WHERE
     );
 
 -- name: disable_chunk
--- Switches off the next holders' copies that were registered before the disable, by profile_id; returns how many, and the
--- last profile looked at, which is null when there are no further holders. A copy registered since has a higher number and
--- is left alone, also when it is registered while this statement waits for its row.
+-- Switches off the next holders' copies that were registered before the disable, by profile_id; returns how many were on,
+-- and the last profile looked at, which is null when there are no further holders. A copy registered since has a higher
+-- number and is left alone, also when it is registered while this statement waits for its row. One that was off already
+-- gets the number too: an undo must see that it was disabled since the merge.
 WITH disable AS (
     SELECT token, operation_number, create_time
     FROM token_disables
@@ -542,7 +707,9 @@ switched AS (
     SET
         endpoint_enabled = false,
         operation_number = (SELECT disable.operation_number FROM disable),
-        update_time = (SELECT disable.create_time FROM disable)
+        update_time = CASE
+            WHEN devices.endpoint_enabled THEN (SELECT disable.create_time FROM disable) ELSE devices.update_time
+        END
     WHERE
         devices.project_id = :project_id
         AND devices.token = (SELECT disable.token FROM disable)
@@ -551,12 +718,11 @@ switched AS (
             (SELECT last.profile_id FROM last), 'ffffffff-ffff-ffff-ffff-ffffffffffff'
         )
         AND devices.operation_number < (SELECT disable.operation_number FROM disable)
-        AND devices.endpoint_enabled
-    RETURNING 1
+    RETURNING old.endpoint_enabled AS was_enabled
 )
 
 SELECT
-    (SELECT count(*) FROM switched) AS disabled_count,
+    (SELECT count(*) FROM switched WHERE was_enabled) AS disabled_count,
     (SELECT last.profile_id FROM last) AS last_profile_id;
 
 -- name: count_disabled
@@ -685,3 +851,25 @@ WHERE
         )
     )
     AND receive_time <= now() - :lifetime::interval;
+
+-- name: purge_triggers
+-- A few triggers older than 7 days. The highest number is noted, so that a cursor before it is known to have missed some.
+WITH over AS (
+    SELECT triggers.project_id, triggers.trigger_number
+    FROM triggers
+    WHERE triggers.create_time <= now() - :lifetime::interval
+    LIMIT :count::integer
+),
+
+noted AS (
+    INSERT INTO trigger_purges (project_id, purged_number)
+    SELECT over.project_id, max(over.trigger_number)
+    FROM over
+    GROUP BY over.project_id
+    ON CONFLICT (project_id) DO UPDATE
+    SET purged_number = greatest(trigger_purges.purged_number, excluded.purged_number)
+)
+
+DELETE FROM triggers
+USING over
+WHERE triggers.project_id = over.project_id AND triggers.trigger_number = over.trigger_number;

@@ -1,5 +1,5 @@
 """What goes by itself: anonymous events after 30 days, answers by request_id after 24 hours, event ids after 35 days,
-what visitors without a profile allowed after a year.
+triggers after 7 days, what visitors without a profile allowed after a year.
 
 Reads hide each of these at the moment its time is over; here it is only removed from the disk.
 """
@@ -13,7 +13,13 @@ from typing import Final
 from onefold.db.partitions import drop_partition, ensure_partitions, expired_partitions, partitions
 from onefold.db.pool import Database
 from onefold.db.queries import Connection, Queries, Query
-from onefold.limits import ANONYMOUS_LIFETIME, CONSENT_LIFETIME, EVENT_ID_LIFETIME, REQUEST_ID_LIFETIME
+from onefold.limits import (
+    ANONYMOUS_LIFETIME,
+    CONSENT_LIFETIME,
+    EVENT_ID_LIFETIME,
+    REQUEST_ID_LIFETIME,
+    TRIGGER_LIFETIME,
+)
 from onefold.merges.rules import UNDO_PERIOD
 
 queries: Final = Queries("onefold.workflows")
@@ -45,6 +51,7 @@ async def purge(database: Database) -> int:
     steps: list[tuple[Query, object]] = [
         (queries.purge_requests, REQUEST_ID_LIFETIME),
         (queries.purge_event_ids, EVENT_ID_LIFETIME),
+        (queries.purge_triggers, TRIGGER_LIFETIME),
         (queries.purge_default_partition, ANONYMOUS_LIFETIME),
         (queries.purge_disables, UNDO_PERIOD),
         (queries.purge_snapshots, UNDO_PERIOD),

@@ -42,6 +42,7 @@ class Chunk(Protocol):
 
 CHUNKS: Final[Mapping[IntentKind, Chunk]] = {
     IntentKind.MOVE: move_chunk,
+    IntentKind.ERASE_INVITES: move_chunk,
     IntentKind.DISABLE: disable_chunk,
     IntentKind.ACTIVATE: activate_chunk,
     IntentKind.REVIEW: review_chunk,

@@ -1,0 +1,1 @@
+"""The log of what happened to people, visitors and in a project."""

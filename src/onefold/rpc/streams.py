@@ -1,0 +1,41 @@
+"""Reading ahead: what comes next is made ready while what came before is being worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+_END: Final = object()
+
+
+async def read_ahead(source: AsyncGenerator[T], count: int) -> AsyncGenerator[T]:
+    """Yields what `source` yields, of which up to `count` wait here; more are not asked for.
+
+    What the source raises is raised in its turn, after everything that came before it.
+    """
+    waiting: asyncio.Queue[T | object] = asyncio.Queue()
+    room = asyncio.Semaphore(count)
+
+    async def read() -> None:
+        try:
+            async with contextlib.aclosing(source):
+                await room.acquire()
+                async for item in source:
+                    waiting.put_nowait(item)
+                    await room.acquire()
+        finally:
+            waiting.put_nowait(_END)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (item := await waiting.get()) is not _END:
+            room.release()
+            yield item  # type: ignore[misc]  # whatever is not the end is the source's
+        await reader
+    finally:
+        reader.cancel()
+        await asyncio.wait({reader})

@@ -1,0 +1,1 @@
+"""What may set something off, told in order to whoever watches."""
