@@ -12,7 +12,6 @@ from onefold.activation.replaying import replay
 from onefold.activation.rules import Event, evaluate
 from onefold.activation.unknown import make_unknown
 from onefold.activation.visitors import (
-    of_event,
     read_decision,
     read_fields,
     read_holder,
@@ -27,6 +26,7 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, failed_precondition, not_found
 from onefold.events.messages import to_result
 from onefold.events.rules import Arrival
+from onefold.events.service import within
 from onefold.events.store import note_visitors
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
 from onefold.identity.people import Written
@@ -253,7 +253,9 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             for item in read:
                 result = item if isinstance(item, OnefoldError) else next(told)
                 if isinstance(result, OnefoldError):
-                    answer.results.add(error=to_item_error(of_event(result) if isinstance(item, Arrival) else result))
+                    answer.results.add(
+                        error=to_item_error(within(result, "event.") if isinstance(item, Arrival) else result)
+                    )
                 elif isinstance(result, Written):
                     answer.results.add(profile=to_profile_write(result))
                 else:

@@ -13,7 +13,7 @@ from onefold.activation.replaying import Change, Item
 from onefold.activation.rules import DATA_TYPES, Event
 from onefold.activation.unknown import Session
 from onefold.callers import Project
-from onefold.errors import OnefoldError, Violation, invalid
+from onefold.errors import OnefoldError, invalid
 from onefold.events.messages import read_event
 from onefold.identity.messages import read_anonymous_id, read_identifiers
 from onefold.identity.rules import Named
@@ -116,14 +116,6 @@ def read_item(project: Project, named: Named, item: activation_service_pb2.Repla
 
 def _identifiers(named: Named) -> profile_pb2.Identifiers:
     return profile_pb2.Identifiers(email=named.email or "", user_id=named.user_id or "")
-
-
-def of_event(error: OnefoldError) -> OnefoldError:
-    """What is wrong with an item's event, with its fields named from the item on."""
-    if not error.violations:
-        return error
-    violations = [Violation(f"event.{each.field}", each.description) for each in error.violations]
-    return invalid(violations, error.reason)
 
 
 def read_told(

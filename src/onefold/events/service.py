@@ -218,11 +218,11 @@ def _read_filter(checker: Checker, request: events_service_pb2.ListEventsRequest
 
 def _to_track_response(result: Result) -> events_service_pb2.TrackResponse:
     if isinstance(result, OnefoldError):
-        raise _within(result, "event.")
+        raise within(result, "event.")
     return events_service_pb2.TrackResponse(result=to_result(result))
 
 
-def _within(error: OnefoldError, prefix: str) -> OnefoldError:
+def within(error: OnefoldError, prefix: str) -> OnefoldError:
     """The error of an item as that of a call: fields are named from the request on."""
     if not error.violations:
         return error
