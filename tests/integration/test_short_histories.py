@@ -7,11 +7,13 @@ from datetime import timedelta
 import pytest
 
 from conftest import MakeProject
+from onefold.v1.activation_service_pb2 import CreateUnknownProfileRequest
 from onefold.v1.device_pb2 import PLATFORM_FCM, NewDevice
 from onefold.v1.devices_service_pb2 import DisableDeviceRequest, ListDevicesRequest, RegisterDeviceRequest
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest
 from onefold.v1.identity_service_pb2 import (
+    LINK_OUTCOME_LINKED,
     DeleteProfileRequest,
     ForgetProfileRequest,
     GetProfileRequest,
@@ -272,3 +274,19 @@ async def test_an_identifier_leads_to_the_survivor_for_as_long_as_any_merge_left
     await merge(c, email("b@example.com"), email("d@example.com"))
     await world.pass_time(c.project_id, timedelta(minutes=3))
     assert (await found(c, user("s"))).email == "d@example.com"
+
+
+@pytest.mark.parametrize("name", ["a", "k"])
+async def test_a_visitor_is_learned_though_somebody_has_the_temporary_id(email_project: Client, name: str) -> None:
+    """U5 I10 A4: also where others share the temporary user_id, the visitor for whom the anonymous_id stands is merged."""
+    c = email_project
+    await put(c, email("k@example.com"))
+    temporary = "6f0a3a52-91a5-4b0c-8f0b-1f2e3d4c5b6a"
+    request = CreateUnknownProfileRequest(user_id=temporary, data_fields_json='{"theme": "dark"}')
+    await c.activation.CreateUnknownProfile(request)
+    await c.identity.Identify(IdentifyRequest(identifiers=user(temporary), anonymous_id="x"))
+    await put(c, Identifiers(email="k@example.com", user_id=temporary))
+    who = email(f"{name}@example.com")
+    answer = await c.identity.Identify(IdentifyRequest(identifiers=who, anonymous_id="x"))
+    assert answer.link.outcome == LINK_OUTCOME_LINKED
+    assert await fields(c, who) == {"theme": "dark"}

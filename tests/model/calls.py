@@ -113,6 +113,13 @@ class Calls:
         self._profile(answer.profile, person)
         assert answer.profile.outcome == outcome
 
+    def visited(self, answer: Any, person: Person, outcome: Wrote, event: Event | None) -> None:
+        """Of CreateUnknownProfile."""
+        self.written(answer, person, outcome)
+        if event is not None:
+            event.event_id = person.profile_id
+        assert (answer.is_unknown, answer.event_id) == (person.is_unknown, event.event_id if event else "")
+
     def identified(self, answer: Any, person: Person, outcome: Wrote, linked: Linked, link: Merge) -> None:
         """Of Identify."""
         self.written(answer, person, outcome)

@@ -48,6 +48,8 @@ class Person:
     fields: dict[str, int] = field(default_factory=dict)
     # Of each copy of a device the number of the last operation on it, and whether that left it on.
     devices: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    # A visitor's profile, and whether it is not known yet who it is.
+    is_visitors: bool = False
     is_unknown: bool = False
     profile_id: str = ""
     into: Person | None = None
@@ -69,6 +71,12 @@ class Event:
     event_time: float
     receive_time: float
     event_id: str = ""
+
+    @property
+    def tells_of_merge(self) -> bool:
+        """U6: an unknownSession event says so once its profile was merged into one that already existed."""
+        home = self.home
+        return self.body == "unknownSession" and isinstance(home, Person) and home.is_unknown and home.into is not None
 
 
 @dataclass(eq=False)

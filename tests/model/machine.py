@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.calls import Calls, Run, Surroundings, reason_of
-from model.entities import Event, Key, Names, Person, Wrote
+from model.entities import Event, Key, Names, Wrote
 from model.model import Model
 from model.reads import Reads, said
 from onefold.db.queries import Connection
 from onefold.intents.store import Lease, LeaseLostError
+from onefold.v1.activation_service_pb2 import CreateUnknownProfileRequest
 from onefold.v1.device_pb2 import PLATFORM_FCM, NewDevice
 from onefold.v1.devices_service_pb2 import DisableDeviceRequest, RegisterDeviceRequest
 from onefold.v1.event_pb2 import EVENT_KIND_CUSTOM, EVENT_KIND_PURCHASE, NewEvent
@@ -50,7 +51,7 @@ from support.traces import rows_of
 # Small pools, so that collisions are the rule. A placeholder is an email like any other, so one that may be generated
 # is among them.
 VISITOR = "6f0a3a52-91a5-4b0c-8f0b-1f2e3d4c5b6a"
-USER_IDS = ["u1", "u2", "u3"]
+USER_IDS = ["u1", "u2", "u3", VISITOR]
 EMAILS = ["a@example.com", "b@example.com", "c@example.com", short_placeholder("u1")]
 ANONYMOUS_IDS = ["x", "y", "z"]
 TOKENS = ["t1", "t2"]
@@ -96,7 +97,7 @@ class Onefold(RuleBasedStateMachine):
             return await self.around.make_project(project_type)
 
         client = self.around.do(make())
-        names: list[Names] = [{"user_id": user_id} for user_id in [*USER_IDS, VISITOR]]
+        names: list[Names] = [{"user_id": user_id} for user_id in USER_IDS]
         if project_type != "USER_ID":
             names += [{"email": email} for email in EMAILS]
         self.model = Model(project_type)
@@ -125,20 +126,12 @@ class Onefold(RuleBasedStateMachine):
             request = BatchUpdateProfilesRequest(updates=[ProfileUpdate(**item) for item in items])
             self.calls.write(request, self.calls.written, *runs)
 
-    @precondition(lambda self: not any(person.is_unknown for person in self.model.live()))
     @rule(fields=FIELDS)
     def visit(self, fields: dict[str, int]) -> None:
-        """A visitor gets a profile under a temporary id. No call makes one yet, so the mark is set by hand."""
-        item, run = self.make_update({"user_id": VISITOR}, fields, True)
-
-        def check(answer: Any, person: Person, outcome: Wrote) -> None:
-            self.calls.written(answer, person, outcome)
-            if outcome is Wrote.CREATED:
-                person.is_unknown = True
-                mark = "UPDATE profiles SET is_unknown = true WHERE project_id = $1 AND profile_id = $2 RETURNING 1"
-                self.around.do(self.world.fetch(mark, self.project_id, UUID(person.profile_id)))
-
-        self.calls.write(UpdateProfileRequest(**item), check, run)
+        """U3: a visitor gets a profile."""
+        request = CreateUnknownProfileRequest(user_id=VISITOR, data_fields_json=json.dumps(fields))
+        placeholder = short_placeholder(VISITOR)
+        self.calls.write(request, self.calls.visited, lambda _: self.model.visit(VISITOR, fields, placeholder))
 
     @rule(who=WHO, anonymous_id=st.sampled_from(ANONYMOUS_IDS), fields=FIELDS)
     def identify(self, who: Who, anonymous_id: str, fields: dict[str, int]) -> None:

@@ -114,18 +114,27 @@ class Model:
             if self.type == "EMAIL" and self.leads_to(("email", names["email"])):
                 raise Refused("PLACEHOLDER_TAKEN")
             return self.create(names), Wrote.CREATED
-        user_id = names.get("user_id", "")
-        is_another = person.names.get("user_id", user_id) != user_id != ""
-        if self.type == "HYBRID" and is_another and not self.heirs(("user_id", user_id)):
-            # Found by email, and known under another user_id.
-            raise Refused("IDENTIFIERS_CONFLICT")
+        self.refuse_another(person, names)
         outcome = Wrote.UNCHANGED
         for key in names.items() - person.names.items():
             # What a merge left to this very person found them, and takes the place of nothing (I17).
             if self.holders(key) or self.leads_to(key) is not person:
-                self.own(person, key)
+                self.name(person, key)
                 outcome = Wrote.UPDATED
         return person, outcome
+
+    def refuse_another(self, person: Person, names: Names) -> None:
+        """I3: in a HYBRID project, whoever is found by email may be known under another user_id."""
+        user_id = names.get("user_id", "")
+        is_another = person.names.get("user_id", user_id) != user_id != ""
+        if self.type == "HYBRID" and is_another and not self.heirs(("user_id", user_id)):
+            raise Refused("IDENTIFIERS_CONFLICT")
+
+    def name(self, person: Person, key: Key) -> None:
+        """Gives a person a name. U5: another user_id makes a visitor known, or a real email where that identifies."""
+        self.own(person, key)
+        if key[0] == "user_id" or (self.is_exclusive(key) and not is_placeholder(key[1])):
+            person.is_unknown = False
 
     # --- profiles ----------------------------------------------------------------------------------------------------
 
@@ -146,8 +155,24 @@ class Model:
             raise Refused("IDENTIFIER_TAKEN")
         outcome = Wrote.CREATED if person is None else Wrote.UNCHANGED if key in person.names.items() else Wrote.UPDATED
         person = person or self.create(names)
-        self.own(person, key)
+        if key not in person.names.items():
+            self.name(person, key)
         return person, outcome
+
+    def visit(self, user_id: str, fields: dict[str, int], placeholder: str) -> tuple[Person, Wrote, Event | None]:
+        """U3: a visitor's profile, and the event that tells of it; None if the visitor turned out to be somebody."""
+        names: Names = {"user_id": user_id}
+        self.refuse_forgotten(names)
+        person = self.find(names)
+        if person is None:
+            person, outcome = self.update(names, fields, placeholder)
+            person.is_visitors = person.is_unknown = True
+            self.events.append(Event(person, "unknownSession", "", self.now, self.now))
+            return person, outcome, self.events[-1]
+        if names.items() <= person.names.items() and not person.is_visitors:
+            raise Refused("IDENTIFIER_TAKEN")
+        sessions = [event for event in self.events if event.home is person and event.body == "unknownSession"]
+        return person, Wrote.UNCHANGED, sessions[0] if names.items() <= person.names.items() else None
 
     def delete(self, names: Names) -> tuple[Person, set[str]]:
         """I20: a person goes, and nothing is blocked; who, and the ids of everything erased."""
@@ -238,8 +263,18 @@ class Model:
 
     def identify(self, names: Names, anonymous_id: str, fields: dict[str, int]) -> tuple[Person, Wrote, Linked, Merge]:
         """I15, A3, A4: writes the profile and links the id to it; whom, both outcomes, and the link that stands."""
+        self.refuse_forgotten(names)
+        person, link, learned = self.find(names), self.link(anonymous_id), None
+        unknown = link.target.survivor if link else None
+        if unknown and unknown.is_unknown and person is not unknown:
+            # U5: the id stands for a visitor, who turns out to be this person.
+            if person is not None:
+                self.refuse_another(person, names)
+            if person or "email" in names or self.type != "EMAIL":
+                _, _, learned = self.unite(unknown, person, names)
         person, outcome = self.update(names, fields)
-        link = self.link(anonymous_id)
+        if learned is not None:
+            return person, Wrote.UPDATED, Linked.LINKED, learned
         if link is None:
             self.merges.append(Merge(person, self.now, person, person, anonymous_id=anonymous_id))
             return person, outcome, Linked.LINKED, self.merges[-1]
@@ -256,6 +291,10 @@ class Model:
             return Merged.SAME_PROFILE, source, None
         if not (source.is_unknown or allow_known):
             raise Refused("KNOWN_SOURCE")
+        return self.unite(source, target, target_names)
+
+    def unite(self, source: Person, target: Person | None, target_names: Names) -> tuple[Merged, Person, Merge]:
+        """Makes two people one, or renames one in place."""
         survivor, end_time = target or source, inf if source.is_unknown else self.now + MINUTES_5
         before, left = deepcopy(survivor), {*source.names.items()}
         if target is None:

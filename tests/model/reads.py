@@ -94,11 +94,13 @@ class Reads:
     async def _timeline(self, subject: Person | str) -> None:
         """Each event is listed once, with its owner and where it came from, newest first, whatever the pages."""
         owner = subject.profile_id if isinstance(subject, Person) else ""
-        who = {"profile_id": owner} if isinstance(subject, Person) else {"anonymous_id": subject}
-        events = await self.client.timeline(page_size=4, **who)
-        got = sorted((e.event_id, e.anonymous_id, e.profile_id, e.was_anonymous) for e in events)
+        who: dict[str, Any] = {"profile_id": owner} if isinstance(subject, Person) else {"anonymous_id": subject}
+        events = await self.client.timeline(page_size=4, data_format=DATA_FORMAT_JSON, **who)
+        got = sorted(
+            (e.event_id, e.anonymous_id, e.profile_id, e.was_anonymous, "isUnknownUser" in e.data_json) for e in events
+        )
         expected = [
-            (e.event_id, e.anonymous_id, owner, owner != "" and isinstance(e.home, str))
+            (e.event_id, e.anonymous_id, owner, owner != "" and isinstance(e.home, str), e.tells_of_merge)
             for e in self.model.timeline(subject)
         ]
         assert got == sorted(expected), subject

@@ -375,7 +375,7 @@ FROM link;
 
 -- name: find_unknown_holder
 -- The unknown profile that an anonymous_id stands for, while it is not known who it is.
-SELECT profile.profile_id, profile.user_id
+SELECT profile.profile_id
 FROM identifiers AS link
 INNER JOIN profiles AS profile ON profile.project_id = :project_id AND profile.profile_id = link.profile_id
 WHERE link.project_id = :project_id AND link.kind = 3 AND link.value = :anonymous_id AND profile.is_unknown;

@@ -375,10 +375,12 @@ async def find_link(connection: Connection, project_id: str, anonymous_id: str) 
     return _link(row, subject_id(project_id, anonymous_id)) if row else None
 
 
-async def find_unknown_holder(connection: Connection, project_id: str, anonymous_id: str) -> tuple[UUID, str] | None:
-    """The unknown profile that an anonymous_id stands for, and its user_id; None if there is none."""
-    row = await queries.find_unknown_holder.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
-    return (row["profile_id"], row["user_id"]) if row else None
+async def find_unknown_holder(connection: Connection, project_id: str, anonymous_id: str) -> UUID | None:
+    """The unknown profile that an anonymous_id stands for; None if there is none."""
+    profile_id: UUID | None = await queries.find_unknown_holder.fetchval(
+        connection, project_id=project_id, anonymous_id=anonymous_id
+    )
+    return profile_id
 
 
 async def settle_links(connection: Connection, project_id: str, profile_id: UUID) -> None:

@@ -28,17 +28,16 @@ async def learn_who(
     None, and nothing is done, if it stands for none, for the person already, or if the call may not make the person.
     Raises what `merge` raises, and LostRaceError.
     """
-    unknown = await identity.find_unknown_holder(connection, project.project_id, anonymous_id)
-    if unknown is None:
+    profile_id = await identity.find_unknown_holder(connection, project.project_id, anonymous_id)
+    if profile_id is None:
         return None
-    profile_id, user_id = unknown
     person = await identity.find_person(connection, project, named, to_write=True)
     if person is None and not _makes(project, named, call):
         return None
     if person is not None and person.profile_id == profile_id:
         return None
     try:
-        merged = await merge(connection, project, Wanted(Named(None, user_id), named, [], False), key_id)
+        merged = await merge(connection, project, Wanted(profile_id, named, [], False), key_id)
     except OnefoldError as error:
         if error.reason in _OVERTAKEN:
             raise LostRaceError from None

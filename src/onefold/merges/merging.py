@@ -45,9 +45,9 @@ class Outcome(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A merge as asked for."""
+    """A merge as asked for. A source that is known already comes by its id: its names may lead to somebody else."""
 
-    source: Named
+    source: Named | UUID
     target: Named
     array_merges: Sequence[ArrayMerge]
     allow_known_source: bool
@@ -81,19 +81,22 @@ async def plan(connection: Connection, project: Project, wanted: Wanted, *, lock
     Raises PROFILE_NOT_FOUND, IDENTIFIERS_CONFLICT, FORGOTTEN, KNOWN_SOURCE, ARRAY_NOT_MERGEABLE, DATA_FIELDS_LIMIT, and
     LostRaceError.
     """
-    keys = wanted_identifiers(project.identifier_type, wanted.source)
-    keys += wanted_identifiers(project.identifier_type, wanted.target)
+    names = [name for name in (wanted.source, wanted.target) if isinstance(name, Named)]
+    keys = [key for name in names for key in wanted_identifiers(project.identifier_type, name)]
     found = await identity.find(connection, project, keys)
-    found.directory.refuse_forgotten(wanted.source)
-    found.directory.refuse_forgotten(wanted.target)
-    source_person = found.directory.find(wanted.source)
-    if source_person is None or source_person.profile_id is None:
-        raise profile_not_found()
+    for name in names:
+        found.directory.refuse_forgotten(name)
+    source_id = wanted.source
+    if isinstance(source_id, Named):
+        source_person = found.directory.find(source_id)
+        if source_person is None:
+            raise profile_not_found()
+        source_id = source_person.profile_id
     target_person = found.directory.find(wanted.target)
-    ids = [person.profile_id for person in (source_person, target_person) if person and person.profile_id]
+    ids = [source_id, *([target_person.profile_id] if target_person else [])]
     profiles = await _profiles(connection, project, ids, lock=lock)
-    source = profiles[source_person.profile_id]
-    if target_person is source_person:
+    source = profiles[source_id]
+    if target_person is not None and target_person.profile_id == source_id:
         return Plan(Outcome.SAME_PROFILE, source, source, source, MergedFields({}, [], [], []), found.now)
     if not source.is_unknown and not wanted.allow_known_source:
         raise failed_precondition(
