@@ -262,7 +262,8 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.payload.text,
         arrival.recipient,
         arrival.suppress_triggers,
-        item.link.link_time if item.link is not None else None,
+        # What an unknown profile's visitor does is the profile's own, and no history that a link brings.
+        item.link.link_time if item.link is not None and not item.link.follows_visitor else None,
     )
 
 
