@@ -22,8 +22,8 @@ from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
-from .merging import batch_update, flatness
-from .profiles import get_profile_ratio
+from .merging import flatness
+from .profiles import batch_update, get_profile_ratio, lookup_flatness
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
 from .starting import starting
@@ -58,6 +58,7 @@ MEASUREMENTS: Final = (
             "batch_track_ratio": Target("ratio", "at least", 0.6),
             "batch_track_struct_ratio": Target("ratio", "at least", 0.4),
             "batch_track_ids_ratio": Target("ratio", "at least", 0.4),
+            "stream_ratio": Target("ratio", "at least", 0.6),
         },
         alone=batch,
     ),
@@ -68,6 +69,7 @@ MEASUREMENTS: Final = (
     ),
     Measurement({f"track_p{percent}": Target("value", "at most", 100) for percent in (50, 95, 99)}, alone=latency),
     Measurement({"get_profile_ratio": Target("ratio", "at least", 0.6)}, alone=get_profile_ratio),
+    Measurement({"lookup_flatness": Target("ratio", "at most", 1.3)}, alone=lookup_flatness),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
     Measurement(

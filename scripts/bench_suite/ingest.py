@@ -20,12 +20,14 @@ from uuid import UUID
 
 import asyncpg
 
+from onefold.events.ingest import event_id_at
+from onefold.events.store import EVENT_COLUMNS
 from onefold.v1.event_pb2 import EVENT_KIND_PAGE, NewEvent
-from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest
+from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest, TrackStreamRequest
 from onefold.v1.profile_pb2 import Identifiers
 
 from .figure import Figure
-from .load import BATCH_TRACK, TRACK, Loaded, Server, call
+from .load import BATCH_TRACK, TRACK, TRACK_STREAM, Loaded, Server, call
 from .stage import PROJECT, NotMeasuredError, Processes, part, processes
 
 _PEOPLE: Final = 100
@@ -55,10 +57,6 @@ _LEAST_ROUNDS: Final = 3
 _MEMORY_EVENTS: Final = 1_000_000
 _LATENCY_SECONDS: Final = 8.0
 
-_COLUMNS: Final = (
-    *("project_id", "profile_id", "event_time", "event_id", "receive_time", "kind", "was_anonymous", "origin_id"),
-    *("name", "anonymous_id", "data"),
-)
 _ids = itertools.count(1)
 
 
@@ -86,31 +84,40 @@ def _track(name: str, event: Callable[[int], NewEvent]) -> list[Figure]:
 
 
 def batch() -> list[Figure]:
-    """Events/s by BatchTrack(1,000), over COPY of the same rows into a table with the same columns and keys."""
+    """Events/s by BatchTrack(1,000), over COPY of the same rows into a table with the same columns and keys.
+
+    With data as JSON text, as a Struct, and with event ids of the caller; and by TrackStream.
+    """
+    few = _BATCHES_IN_FLIGHT
     with _served() as (running, server):
-        figures = []
-        for name, event, ids in (
-            ("batch_track_ratio", _event, False),
-            ("batch_track_struct_ratio", _struct_event, False),
-            ("batch_track_ids_ratio", _event, True),
-        ):
-            rounds = _Rounds(seconds=_ROUNDS_SECONDS / 2)
-            for number in rounds:
-                copied = asyncio.run(_copy(running))
-                with _stored(running, _BATCH * _BATCHES):
-                    tracked = call(
-                        server,
-                        BATCH_TRACK,
-                        _batches(event, _BATCHES if ids else _BATCHES_IN_FLIGHT, ids=ids),
-                        calls=_BATCHES,
-                        in_flight=_BATCHES_IN_FLIGHT,
-                        once=ids,
-                    )
-                if number:
-                    rounds.add(tracked, copied)
-            what = f"COPY of as many rows, a thousand at a time (BatchTrack: {_BATCHES_IN_FLIGHT} in flight)"
-            figures.append(rounds.figure(name, "events/s", _BATCH, what))
-        return figures
+        return [
+            _batch(running, server, "batch_track_ratio", BATCH_TRACK, lambda: _batches(_event, few)),
+            _batch(running, server, "batch_track_struct_ratio", BATCH_TRACK, lambda: _batches(_struct_event, few)),
+            _batch(running, server, "batch_track_ids_ratio", BATCH_TRACK, _batches_with_ids),
+            _batch(running, server, "stream_ratio", TRACK_STREAM, _stream),
+        ]
+
+
+def _batch(
+    running: Processes, server: Server, name: str, method: str, make_requests: Callable[[], list[bytes]]
+) -> Figure:
+    rounds = _Rounds(seconds=_ROUNDS_SECONDS / 2)
+    for number in rounds:
+        copied = asyncio.run(_copy(running))
+        requests = make_requests()
+        with _stored(running, _BATCH * _BATCHES):
+            tracked = call(
+                server,
+                method,
+                requests,
+                calls=_BATCHES,
+                in_flight=_BATCHES_IN_FLIGHT,
+                once=len(requests) == _BATCHES,
+            )
+        if number:
+            rounds.add(tracked, copied)
+    what = f"COPY of as many rows, a thousand at a time (batches: {_BATCHES_IN_FLIGHT} in flight)"
+    return rounds.figure(name, "events/s", _BATCH, what)
 
 
 def scale() -> list[Figure]:
@@ -134,7 +141,7 @@ def scale() -> list[Figure]:
 def memory() -> list[Figure]:
     """The server's peak after 1,000,000 events by BatchTrack, and that over its peak after the first half."""
     with _served() as (running, server):
-        requests = _batches(_event, _BATCHES_IN_FLIGHT, ids=False)
+        requests = _batches(_event, _BATCHES_IN_FLIGHT)
         before = _peak_megabytes(server.pid)
         peaks = []
         for _ in range(2):
@@ -227,13 +234,23 @@ def _struct_event(person: int, event_id: str = "") -> NewEvent:
     return event
 
 
-def _batches(event: Callable[[int, str], NewEvent], count: int, *, ids: bool) -> list[bytes]:
-    """Requests of a thousand events of a hundred people."""
+def _thousand(event: Callable[..., NewEvent], *, ids: bool = False) -> list[NewEvent]:
+    """Events of a hundred people."""
+    return [event(number % _PEOPLE, f"event-{next(_ids)}" if ids else "") for number in range(_BATCH)]
+
+
+def _batches(event: Callable[..., NewEvent], count: int) -> list[bytes]:
+    return [BatchTrackRequest(events=_thousand(event)).SerializeToString() for _ in range(count)]
+
+
+def _batches_with_ids() -> list[bytes]:
+    return [BatchTrackRequest(events=_thousand(_event, ids=True)).SerializeToString() for _ in range(_BATCHES)]
+
+
+def _stream() -> list[bytes]:
     return [
-        BatchTrackRequest(
-            events=[event(number % _PEOPLE, f"event-{next(_ids)}" if ids else "") for number in range(_BATCH)]
-        ).SerializeToString()
-        for _ in range(count)
+        TrackStreamRequest(sequence=number, events=_thousand(_event)).SerializeToString()
+        for number in range(1, _BATCHES + 1)
     ]
 
 
@@ -314,7 +331,7 @@ async def _copy(running: Processes) -> Loaded:
         await connection.execute("CHECKPOINT")
         begin, computed = time.perf_counter(), time.process_time()
         for rows in batches:
-            await connection.copy_records_to_table("copied_events", records=rows, columns=_COLUMNS)
+            await connection.copy_records_to_table("copied_events", records=rows, columns=EVENT_COLUMNS)
         seconds = time.perf_counter() - begin
         return Loaded(_BATCHES, seconds, (time.process_time() - computed) / seconds, 0.0)
 
@@ -323,7 +340,20 @@ async def _copy(running: Processes) -> Loaded:
 
 
 def _row(profile_id: UUID, now: datetime) -> tuple[Any, ...]:
-    return (PROJECT, profile_id, now, f"copied-{next(_ids)}", now, 2, False, None, "page viewed", None, _TEXT)
+    values = {
+        **dict.fromkeys(EVENT_COLUMNS),
+        "project_id": PROJECT,
+        "profile_id": profile_id,
+        "event_time": now,
+        "event_id": event_id_at(now, next(_ids)),
+        "receive_time": now,
+        "kind": EVENT_KIND_PAGE,
+        "name": "page viewed",
+        "data": _TEXT,
+        "was_anonymous": False,
+        "suppress_triggers": False,
+    }
+    return tuple(values.values())
 
 
 def _peak_megabytes(pid: int) -> float:

@@ -32,6 +32,7 @@ _SUCCEEDED: Final = re.compile(r"^requests: .* (\d+) succeeded,", re.MULTILINE)
 _CONNECTIONS: Final = 8
 TRACK: Final = "/onefold.v1.EventsService/Track"
 BATCH_TRACK: Final = "/onefold.v1.EventsService/BatchTrack"
+TRACK_STREAM: Final = "/onefold.v1.EventsService/TrackStream"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def call(
 ) -> Loaded:
     """Makes calls with the requests in turn, so many at a time; with a `rate`, so many a second.
 
-    `once`: no request may be sent twice, so there must be one for each call. Raises NotMeasuredError if a call failed,
-    as far as can be seen.
+    `once`: no request may be sent twice, so there must be one for each call. Of a stream each message counts as a call.
+    Raises NotMeasuredError if a call failed, as far as can be seen.
     """
     send = _by_loader if once or _H2LOAD is None else _by_h2load
     with tempfile.TemporaryDirectory(prefix="onefold-load-") as folder:
@@ -131,7 +132,8 @@ def _by_loader(
     body = folder / "requests"
     body.write_bytes(b"".join(framed(request) for request in requests))
     command = [sys.executable, "-m", "bench_suite.loader", server.address, method, str(body), "--key", server.key]
-    [text] = _run([[*command, "--calls", str(calls), "--in-flight", str(in_flight), "--rate", str(rate)]])
+    command += ["--calls", str(calls), "--in-flight", str(in_flight), "--rate", str(rate)]
+    [text] = _run([[*command, *(["--streams"] if method == TRACK_STREAM else [])]])
     said = json.loads(text)
     if said["failures"]:
         raise NotMeasuredError(f"calls failed: {said['failures']}")

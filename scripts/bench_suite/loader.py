@@ -1,7 +1,8 @@
 """Calls from a process of its own: `python -m bench_suite.loader ADDRESS METHOD FILE --key KEY --calls N ...`.
 
 FILE holds requests, ready to be sent, each behind gRPC's own prefix (a zero byte and four bytes of length); they are
-sent in turn, so the process spends its time on the calls and not on making them. It prints one line of JSON.
+sent in turn, so the process spends its time on the calls and not on making them. With --streams the method takes a
+stream and answers each message: as many streams as calls would be in flight. It prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -65,7 +66,29 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
             else:
                 milliseconds.append((time.perf_counter() - started) * 1_000)
 
-    await asyncio.gather(*(call_on(channels[number % count]) for number in range(options.in_flight)))
+    async def stream_on(channel: grpc.aio.Channel, mine: list[bytes]) -> None:
+        stream = channel.stream_stream(options.method)(metadata=metadata)
+
+        async def send() -> None:
+            for request in mine:
+                await stream.write(request)
+            await stream.done_writing()
+
+        sending = asyncio.create_task(send())
+        answers = [answer async for answer in stream]
+        await sending
+        if len(answers) != len(mine):
+            failures["UNANSWERED"] = failures.get("UNANSWERED", 0) + len(mine) - len(answers)
+
+    if options.streams:
+        every = list(requests)
+        work = [
+            stream_on(channels[number % count], every[number :: options.in_flight])
+            for number in range(options.in_flight)
+        ]
+    else:
+        work = [call_on(channels[number % count]) for number in range(options.in_flight)]
+    await asyncio.gather(*work)
     measured = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - computed}
     await asyncio.gather(*(channel.close() for channel in channels))
     return {**measured, "failures": failures, "milliseconds": milliseconds}
@@ -80,6 +103,7 @@ def main() -> None:
     parser.add_argument("--key", required=True)
     parser.add_argument("--calls", type=int, required=True)
     parser.add_argument("--in-flight", type=int, required=True)
+    parser.add_argument("--streams", action="store_true")
     parser.add_argument("--rate", type=float, default=0.0, help="calls per second; default: as many as go")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         print(json.dumps(runner.run(_run(parser.parse_args()))))

@@ -1,16 +1,13 @@
-"""Merging, undoing, and updating many profiles at once."""
+"""Merging and undoing."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from statistics import median
 from typing import Final
 
 from onefold.v1.identity_service_pb2 import (
-    BatchUpdateProfilesRequest,
     MergeProfilesRequest,
-    ProfileUpdate,
     UndoMergeRequest,
     UpdateProfileRequest,
 )
@@ -24,23 +21,6 @@ from .stage import PROJECT
 _FEW_EVENTS: Final = 10
 _ROUNDS: Final = 40
 _WARM_UP_ROUNDS: Final = 5
-_BATCH: Final = 1_000
-_BATCHES: Final = 12
-
-_numbers = itertools.count(1)
-
-# What somebody would write who knew that all of them are new and that nobody else writes.
-_BY_HAND = """
-WITH new AS (
-    INSERT INTO profiles (project_id, profile_id, email, data_fields, signup_source)
-    SELECT $1, uuidv7(), address, fields, 1
-    FROM unnest($2::text [], $3::json []) AS person (address, fields)
-    RETURNING profile_id, email
-)
-
-INSERT INTO identifiers (project_id, kind, value, profile_id, exclusive)
-SELECT $1, 1, email, profile_id, true FROM new
-"""
 
 
 async def flatness(stage: Stage) -> list[Figure]:
@@ -85,33 +65,3 @@ async def flatness(stage: Stage) -> list[Figure]:
         Figure("merge_flatness", median(merges[True]), "ms", median(merges[False]), note),
         Figure("undo_flatness", median(undos[True]), "ms", median(undos[False]), note),
     ]
-
-
-async def batch_update(stage: Stage) -> list[Figure]:
-    """Profiles/s through BatchUpdateProfiles(1,000 new) over one INSERT of the same rows by hand. They take turns."""
-    by_call, by_hand = [], []
-    fields = '{"firstName":"Ada","plan":"gold","visits":12}'
-    for number in range(_BATCHES + 2):
-        if number == 2:
-            # After two rounds to warm up: the plans of a service in use know how large its tables are.
-            await stage.fresh("profiles", "identifiers")
-            by_call, by_hand = [], []
-        for turn in range(2):
-            addresses = [f"batch-{next(_numbers)}@example.com" for _ in range(_BATCH)]
-            begin = time.perf_counter()
-            if turn == number % 2:
-                await stage.identity.BatchUpdateProfiles(
-                    BatchUpdateProfilesRequest(
-                        updates=[
-                            ProfileUpdate(identifiers=Identifiers(email=address), data_fields_json=fields)
-                            for address in addresses
-                        ]
-                    ),
-                    metadata=stage.metadata,
-                )
-                by_call.append(_BATCH / (time.perf_counter() - begin))
-            else:
-                await stage.database.execute(_BY_HAND, PROJECT, addresses, [fields] * _BATCH)
-                by_hand.append(_BATCH / (time.perf_counter() - begin))
-    note = f"medians of {_BATCHES} batches of {_BATCH:,}, the client's own work included; floor: one INSERT"
-    return [Figure("batch_update_ratio", median(by_call), "profiles/s", median(by_hand), note)]

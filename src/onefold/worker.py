@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -44,6 +45,8 @@ _JOB_SECONDS: Final = 2 * STRETCH_SECONDS
 _POLL_SECONDS: Final = 0.1
 _SWEEP_INTENTS: Final = 500
 _ACTIVATION_SECONDS: Final = 0.2
+# A project with much to do lets the others in after this.
+_ACTIVATION_STRETCH_SECONDS: Final = 2.0
 _LONGEST_BACKOFF_SECONDS: Final = 10.0
 
 
@@ -201,14 +204,24 @@ async def _work_without_redis(settings: Settings, database: Database, due: list[
 async def _activate_forever(settings: Settings, database: Database) -> None:
     """Looks several times a second for visitors to be looked at: events that leave notes come all the time, and to
     ring for each would cost the servers more than this costs here."""
-    while True:
-        try:
-            due = await database.read(lambda connection: intents.due_activations(connection, _SWEEP_INTENTS))
-        except OnefoldError as error:
-            _log.warning("activation could not look", reason=str(error.reason))
-            due = []
-        await _work_without_redis(settings, database, due)
-        await asyncio.sleep(_ACTIVATION_SECONDS)
+    running: set[asyncio.Task[Ran]] = set()
+    # A group waits for all of them also when it is cancelled, so each can give its lease back.
+    async with asyncio.TaskGroup() as group:
+        while True:
+            free = settings.worker_jobs - len(running)
+            try:
+                due = await database.read(partial(intents.due_activations, count=free)) if free else []
+            except OnefoldError as error:
+                _log.warning("activation could not look", reason=str(error.reason))
+                due = []
+            for intent in due:
+                stretch = run_intent(
+                    database, intent.project_id, intent.intent_id, stretch_seconds=_ACTIVATION_STRETCH_SECONDS
+                )
+                task = group.create_task(stretch)
+                running.add(task)
+                task.add_done_callback(running.discard)
+            await asyncio.sleep(_ACTIVATION_SECONDS)
 
 
 async def _retain_forever(settings: Settings, database: Database) -> None:

@@ -65,7 +65,7 @@ def _assert_within(expected: Any, found: Any, path: str = "") -> None:
 
 
 def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
-    """A3 D3 I16 I18 I19 I20: the quick start, merging, undoing and forgetting work line by line, in the order shown."""
+    """A3 D3 I16 I18 I19 I20 U1 U3 U4 U5: every story of the README works line by line, in the order shown."""
     blocks = _blocks()
     functions = blocks[0][1].replace(".venv/bin/grpcurl", shlex.quote(str(Path(sys.executable).parent / "grpcurl")))
     shown = 0
@@ -87,6 +87,15 @@ def test_every_call_in_the_readme_answers_as_it_says(address: str) -> None:
             assert run.returncode == 0, f"{line}\n{run.stderr}"
             answer = run.stdout
     assert shown >= 5
+
+
+def test_the_python_example_runs(address: str, tmp_path: Path) -> None:
+    """A1 X2: the example of the client prints a visitor's event, and the reason of a read that finds nobody."""
+    [example] = re.findall(r"```python\n(.*?)```", _README, re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example.replace("127.0.0.1:50051", address), encoding="utf-8")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout.splitlines()) == (0, ["Viewed Pizza", "PROFILE_NOT_FOUND"]), run.stderr
 
 
 @pytest.mark.parametrize(

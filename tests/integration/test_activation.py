@@ -25,8 +25,10 @@ from onefold.v1.event_pb2 import (
 from onefold.v1.identity_service_pb2 import ForgetProfileRequest, GetProfileRequest, ListMergesRequest
 from onefold.v1.merge_pb2 import MERGE_KIND_ASSOCIATION
 from onefold.v1.profile_pb2 import SIGNUP_SOURCE_ACTIVATION
+from onefold.v1.trigger_pb2 import TRIGGER_MARK_LIVE, TRIGGER_MARK_MERGED
 from onefold.workflows import activating
 from onefold.workflows.retention import purge
+from support import watching
 from support.client import Client, email, timestamp, user
 from support.criteria import condition, delete_criterion, group, leaf, make_criterion, named, tree
 from support.merging import identify, undo
@@ -139,6 +141,27 @@ async def test_what_comes_after_goes_to_the_profile(email_project: Client, world
     assert await unknown_profiles(world, email_project) == [profile_id]
 
 
+async def test_a_visitors_profile_triggers_as_a_persons_does(email_project: Client, world: World) -> None:
+    """E10, A1, A9, U2: nothing of a visitor triggers; then the session does, 72 hours of history, and what follows."""
+    await watched(email_project, world)
+    await watching.enable(email_project)
+    old = timestamp(await world.now() - timedelta(hours=73))
+    await email_project.track(anonymous_id="x", name="Old", event_time=old)
+    await view(email_project, "x", 2)
+    assert await watching.told(email_project) == []
+    await world.work_off(email_project.project_id)
+    session = ("unknownSession", TRIGGER_MARK_LIVE)
+    assert [(each.event.name, each.mark) for each in await watching.told(email_project)] == [session]
+    await world.settle(email_project.project_id)
+    await view(email_project, "x", name="Later")
+    assert [(each.event.name, each.mark) for each in await watching.told(email_project)] == [
+        session,
+        ("Viewed", TRIGGER_MARK_MERGED),
+        ("Viewed", TRIGGER_MARK_MERGED),
+        ("Later", TRIGGER_MARK_LIVE),
+    ]
+
+
 @pytest.mark.parametrize(
     ("root", "told"),
     [
@@ -248,6 +271,24 @@ async def test_what_arrived_while_it_was_off_counts(email_project: Client, world
     await world.pass_time(email_project.project_id, pause)
     await view(email_project, "x", name="Other")
     await world.work_off(email_project.project_id)
+    assert len(await unknown_profiles(world, email_project)) == 1
+
+
+async def test_a_visitor_with_a_long_history(email_project: Client, world: World) -> None:
+    """U2: of what a visitor did before a worker first looked the newest 1,000 events count, however many there are."""
+    await switch(email_project, server_side_activation=False)
+    for number, many in enumerate((999, 1_001)):
+        events = [NewEvent(anonymous_id=f"v{number}", name="Viewed") for _ in range(many - 1)]
+        await email_project.batch(events[:1_000])
+        await email_project.batch(events[1_000:])
+    await watched(email_project, world, named("Viewed", minMatch=1_000))
+    for number in range(2):
+        await view(email_project, f"v{number}")
+    await world.work_off(email_project.project_id)
+    linked = await world.value(
+        "SELECT value FROM identifiers WHERE project_id = $1 AND kind = 3", email_project.project_id
+    )
+    assert linked == "v1"
     assert len(await unknown_profiles(world, email_project)) == 1
 
 

@@ -243,6 +243,26 @@ async def test_a_token_disabled_for_all_is_told_to_each_who_held_it(email_projec
     assert await world.value("SELECT count(*) FROM activities WHERE project_id = $1", email_project.project_id) == 6
 
 
+async def test_an_exclusive_registration_tells_the_others_only(email_project: Client) -> None:
+    """E9, D5: they were switched off; whoever registered stayed on, newly or again, and so tells nothing of it."""
+
+    async def alone(who: Identifiers) -> None:
+        device = NewDevice(token="shared", platform=PLATFORM_APNS, application_name="app")
+        await email_project.devices.RegisterDevice(
+            RegisterDeviceRequest(identifiers=who, device=device, exclusive=True)
+        )
+
+    await register(email_project, A, "shared")
+    await alone(B)
+    await register(email_project, A, "shared")
+    await alone(B)
+    assert await shorts(email_project, identifiers=B, kinds=NOTES) == ["registered shared"]
+    both = ["disabled shared for all", "registered shared"]
+    assert await shorts(email_project, identifiers=A, kinds=NOTES) == both * 2
+    await merge(email_project, B, C)
+    assert await shorts(email_project, identifiers=C, kinds=NOTES) == ["registered shared"]
+
+
 @pytest.mark.parametrize("way", ["forgotten", "deleted"])
 async def test_of_a_forgotten_person_only_that_is_told(email_project: Client, world: World, way: str) -> None:
     """E9, I20: for the whole project, that somebody was, when, and whether the identifiers are blocked; nothing else,
@@ -270,6 +290,24 @@ async def test_of_a_forgotten_person_only_that_is_told(email_project: Client, wo
         gone = await failure(email_project.events.ListActivity(request))
         assert (gone.code, gone.reason) == (grpc.StatusCode.NOT_FOUND, "PROFILE_NOT_FOUND")
     assert await shorts(email_project, identifiers=B) == ["created"]
+
+
+async def test_invites_are_in_the_projects_log(email_project: Client, world: World) -> None:
+    """E6, E9: as nobody's, with the address, told as ListEvents tells them; until the address is forgotten."""
+    await put(email_project, A)
+    for number in range(3):
+        await email_project.track(name=f"invite {number}", data_json='{"recipient":"a@example.com"}')
+    names = [f"invite {number}" for number in (2, 1, 0)]
+    assert await shorts(email_project, page_size=2) == [*names, "created"]
+    assert await shorts(email_project, filter=ACTIVITY_FILTER_IDENTIFIED) == ["created"]
+    found = await log(email_project, filter=ACTIVITY_FILTER_ANONYMOUS)
+    assert [activity.event for activity in found] == await email_project.timeline(
+        recipient="a@example.com", data_format=DATA_FORMAT_JSON
+    )
+    assert {(activity.event.recipient, activity.profile_id) for activity in found} == {("a@example.com", "")}
+    await email_project.identity.ForgetProfile(ForgetProfileRequest(identifiers=A))
+    async for _ in stages(world, email_project.project_id):
+        assert await shorts(email_project) == ["forgotten"]
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------

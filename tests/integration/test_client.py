@@ -18,8 +18,16 @@ from onefold.client.connecting import made_repeatable
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.devices_service_pb2 import ListTokenHoldersRequest
 from onefold.v1.event_pb2 import NewEvent
-from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest
-from onefold.v1.identity_service_pb2 import GetProfileRequest, IdentifyRequest
+from onefold.v1.events_service_pb2 import (
+    TRIGGER_START_OLDEST,
+    BatchTrackRequest,
+    ListEventsRequest,
+    TrackRequest,
+    TrackStreamRequest,
+    WatchTriggersRequest,
+)
+from onefold.v1.identity_service_pb2 import GetProfileRequest, IdentifyRequest, UpdateProfileRequest
+from onefold.v1.projects_service_pb2 import UpdateProjectRequest
 from support.client import Client as Stubs
 from support.client import email
 
@@ -52,6 +60,31 @@ async def test_a_story(client: Client) -> None:
     assert [event.name for event in events] == ["n4", "n3", "n2", "n1", "n0"]
     assert [load_data(event) for event in events] == [told] * 5
     assert request.page_token == ""
+
+
+async def test_streams(client: Client) -> None:
+    """E4, E10, X2: batches are streamed in, what they set off is streamed out, and a stream's end says why."""
+    await client.projects.UpdateProject(UpdateProjectRequest(triggers_enabled=True))
+    await client.identity.UpdateProfile(UpdateProfileRequest(identifiers=A))
+
+    async def batches() -> AsyncIterator[TrackStreamRequest]:
+        for sequence in (1, 2):
+            yield TrackStreamRequest(
+                sequence=sequence, events=[NewEvent(identifiers=A, name=f"n{sequence}", event_id=str(sequence))]
+            )
+
+    acknowledged = [answer.sequence async for answer in client.events.TrackStream(batches())]
+    assert acknowledged == [1, 2]
+    names: list[str] = []
+    async for message in client.events.WatchTriggers(WatchTriggersRequest(at=TRIGGER_START_OLDEST)):
+        names += [trigger.event.name for trigger in message.triggers]
+        if len(names) == 2:
+            break
+    assert names == ["n1", "n2"]
+    with pytest.raises(onefold_client.InvalidArgumentError) as caught:
+        async for _ in client.events.WatchTriggers(WatchTriggersRequest(cursor="no cursor")):
+            pass
+    assert caught.value.reason == "CURSOR_INVALID"
 
 
 async def test_the_same_for_threads(sync_client: SyncClient) -> None:

@@ -22,7 +22,14 @@ from onefold.v1.devices_service_pb2 import (
     ListTokenHoldersRequest,
     RegisterDeviceRequest,
 )
-from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest, TrackStreamRequest
+from onefold.v1.events_service_pb2 import (
+    BatchTrackRequest,
+    ListActivityRequest,
+    ListEventsRequest,
+    TrackRequest,
+    TrackStreamRequest,
+    WatchTriggersRequest,
+)
 from onefold.v1.identity_service_pb2 import (
     BatchGetProfilesRequest,
     BatchUpdateProfilesRequest,
@@ -478,6 +485,9 @@ METHODS: list[tuple[str, str, Any, Scope.ValueType]] = [
     # A stream's request is its messages.
     ("events", "TrackStream", [TrackStreamRequest()], SCOPE_WRITE),
     ("events", "ListEvents", ListEventsRequest(), SCOPE_READ),
+    # Refused for their fields, as the empty requests of the others are.
+    ("events", "ListActivity", ListActivityRequest(page_size=-1), SCOPE_READ),
+    ("events", "WatchTriggers", WatchTriggersRequest(names=[""]), SCOPE_READ),
     ("devices", "RegisterDevice", RegisterDeviceRequest(), SCOPE_WRITE),
     ("devices", "DisableDevice", DisableDeviceRequest(), SCOPE_WRITE),
     ("devices", "GetDisable", GetDisableRequest(), SCOPE_READ),
@@ -549,6 +559,8 @@ async def test_a_write_that_is_refused_for_its_key_writes_nothing(email_project:
 TABLES = [
     *["projects", "api_keys", "profiles", "identifiers", "events", "anonymous_events", "event_ids", "merges"],
     *["devices", "token_disables", "intents", "requests", "moves", "forgotten", "invite_events"],
+    *["triggers", "trigger_purges", "activities"],
+    *["criteria", "consents", "activation_visitors", "activation_notes"],
 ]
 
 

@@ -89,6 +89,7 @@ async def test_only_the_log_of_a_project_walks_in_the_order_of_time(
         "ledger_of_project",
         "events_of_project",
         "anonymous_events_of_project",
+        "invites_of_project",
     }
     assert bool(indexes) == walks
 

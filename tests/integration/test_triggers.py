@@ -19,7 +19,7 @@ from onefold.identity.rules import Named
 from onefold.rpc.payload import EMPTY
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.event_pb2 import EVENT_KIND_PAGE, NewEvent
-from onefold.v1.identity_service_pb2 import DeleteProfileRequest, ForgetProfileRequest
+from onefold.v1.identity_service_pb2 import DeleteProfileRequest, ForgetProfileRequest, UnforgetProfileRequest
 from onefold.v1.profile_pb2 import Identifiers
 from onefold.v1.projects_service_pb2 import UpdateProjectRequest
 from onefold.v1.trigger_pb2 import (
@@ -196,6 +196,45 @@ async def test_an_invite_to_somebody_forgotten_triggers_nothing(email_project: C
     await world.settle(email_project.project_id)
     left = "SELECT count(*) FROM triggers WHERE project_id = $1 AND recipient IS NOT NULL"
     assert await world.value(left, email_project.project_id) == 0
+
+
+async def test_what_was_told_to_be_quiet_triggers_nothing(email_project: Client, world: World) -> None:
+    """E5, E10: suppress_triggers holds for a person's event, a late event of a link, and for a visitor's event when it
+    is linked, undone and linked again."""
+    await enable(email_project, A)
+    quiet: dict[str, Any] = {"suppress_triggers": True}
+    await email_project.track(identifiers=A, name="quiet", **quiet)
+    await email_project.batch([NewEvent(identifiers=A, name="quiet", **quiet), NewEvent(identifiers=A, name="loud")])
+    await email_project.track(anonymous_id="x", name="quiet", **quiet)
+    await email_project.track(anonymous_id="x", name="loud visitor")
+    # Linked again in place, and after the worker has brought everything back.
+    for brought_back in (False, True):
+        link = await identify(email_project, A, "x")
+        await email_project.track(anonymous_id="x", name="quiet", **quiet)
+        await world.settle(email_project.project_id)
+        assert await told_names(email_project) == ["loud", "loud visitor"]
+        await undo(email_project, link.merge_id)
+        if brought_back:
+            await world.settle(email_project.project_id)
+    await identify(email_project, A, "x")
+    await world.settle(email_project.project_id)
+    assert await told_names(email_project) == ["loud", "loud visitor"]
+
+
+async def test_invites_to_a_forgotten_address_are_not_told(email_project: Client, world: World) -> None:
+    """F43, E6: from the commit on, and afterwards no table holds a word of them; one sent to the address after it may
+    be used again is told."""
+    await enable(email_project, A, B)
+    await email_project.track(name="Kanarienvogel", event_id="kanarie-1", data_json='{"recipient":"a@example.com"}')
+    await email_project.track(name="bystander", data_json='{"recipient":"b@example.com"}')
+    assert await told_names(email_project) == ["Kanarienvogel", "bystander"]
+    await _erase(email_project, A, "forget")
+    async for _ in stages(world, email_project.project_id):
+        assert await told_names(email_project) == ["bystander"]
+    assert await tables_with(world, "kanarie") == set()
+    await email_project.identity.UnforgetProfile(UnforgetProfileRequest(identifiers=A))
+    await email_project.track(name="again", data_json='{"recipient":"a@example.com"}')
+    assert await told_names(email_project) == ["bystander", "again"]
 
 
 # --- what a link brings ----------------------------------------------------------------------------------------------

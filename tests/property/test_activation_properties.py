@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onefold.activation.criteria import And, Condition, DataType, Leaf, Node, Not, Or
 from onefold.activation.rules import Event, evaluate
-from onefold.activation.store import Counted, CriterionRow, Snapshot, TimedEvent, encode_tree
+from onefold.activation.store import Counted, CriterionRow, Snapshot, TimedEvent, Visit, encode_tree
 from onefold.activation.watching import Criteria, count_all, count_new
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,7 +76,7 @@ def test_bit_by_bit_is_the_same_as_all_at_once(roots: list[Node], names: str, st
         size, anew = next(portions)
         new = events[done : done + size]
         if state is None or anew:
-            matched, state = count_all(wanted, events[: done + size], new, SEEN)
+            matched, state = count_all(wanted, Visit(events[: done + size], SEEN), new)
         else:
             matched, state = count_new(wanted, state, new, always=False)
         done += len(new)
@@ -99,8 +99,8 @@ def test_what_is_kept_does_not_depend_on_the_portions(roots: list[Node], names: 
         TimedEvent(START + timedelta(seconds=number), Event(str(number), DataType.CUSTOM_EVENT, name, {}))
         for number, name in enumerate(names)
     ]
-    _, at_once = count_all(wanted, events, [], SEEN)
-    _, first = count_all(wanted, events[:cut], [], SEEN)
+    _, at_once = count_all(wanted, Visit(events, SEEN), [])
+    _, first = count_all(wanted, Visit(events[:cut], SEEN), [])
     _, bit_by_bit = count_new(wanted, first, events[cut:], always=False)
     assert bit_by_bit == at_once
     told = {value for root in roots for value in _values(root)}

@@ -223,10 +223,12 @@ FROM
     ) AS new (subject_id, counts, oldest_event_time, counted_time, counted_snapshot)
 WHERE activation_visitors.project_id = :project_id AND activation_visitors.subject_id = new.subject_id;
 
--- name: read_visitor
--- Everything that counts of a visitor, the newest events of so many, oldest first; and what this statement sees, told by
--- itself: at least one row. What is being given back to the visitor is left out; hold_visitors has it counted later.
+-- name: read_visitors
+-- Everything that counts of visitors, of each the newest events of so many, oldest first; and what this statement sees, told
+-- by itself: at least one row a visitor. What is being given back to a visitor is left out; hold_visitors has it counted
+-- later.
 SELECT
+    visitor.subject_id,
     clock_timestamp() AS counted_time,
     pg_current_snapshot()::text AS counted_snapshot,
     event.event_time,
@@ -234,7 +236,7 @@ SELECT
     event.kind,
     event.name,
     event.data::text AS data
-FROM (SELECT 1) AS once
+FROM unnest(:subject_ids::uuid []) AS visitor (subject_id)
 LEFT JOIN LATERAL (
     SELECT
         anonymous_events.event_time,
@@ -245,21 +247,21 @@ LEFT JOIN LATERAL (
     FROM anonymous_events
     WHERE
         anonymous_events.project_id = :project_id
-        AND anonymous_events.subject_id = :subject_id
+        AND anonymous_events.subject_id = visitor.subject_id
         AND anonymous_events.event_time > now() - :lifetime::interval
         AND anonymous_events.kind = ANY(:kinds::smallint [])
         AND anonymous_events.receive_time > coalesce(
             (
                 SELECT max(moves.window_end_time)
                 FROM moves
-                WHERE moves.project_id = :project_id AND moves.container_subject_id = :subject_id
+                WHERE moves.project_id = :project_id AND moves.container_subject_id = visitor.subject_id
             ),
             '-infinity'
         )
     ORDER BY anonymous_events.event_time DESC, anonymous_events.event_id DESC
     LIMIT :count::integer
 ) AS event ON true
-ORDER BY event.event_time, event.event_id;
+ORDER BY visitor.subject_id, event.event_time, event.event_id;
 
 -- name: drop_visitors
 -- Those who have a profile now, or whose data could not be evaluated.

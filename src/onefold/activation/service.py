@@ -7,17 +7,25 @@ from typing import Any
 import grpc
 
 from onefold.activation import consents, store
-from onefold.activation.messages import cap_violations, read_tree, to_criteria_json, to_criterion, to_reports
+from onefold.activation.messages import read_tree, to_criteria_json, to_criterion, to_reports
 from onefold.activation.replaying import replay
-from onefold.activation.rules import DATA_TYPES, Event, evaluate
+from onefold.activation.rules import Event, evaluate
 from onefold.activation.unknown import make_unknown
-from onefold.activation.visitors import read_decision, read_fields, read_holder, read_item, read_session, to_consent
+from onefold.activation.visitors import (
+    read_decision,
+    read_fields,
+    read_holder,
+    read_item,
+    read_session,
+    read_told,
+    to_consent,
+)
 from onefold.callers import Project, caller
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, failed_precondition, not_found
 from onefold.events.messages import to_result
-from onefold.events.rules import Arrival, EventKind
+from onefold.events.rules import Arrival
 from onefold.events.service import within
 from onefold.events.store import note_visitors
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
@@ -30,18 +38,14 @@ from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.limits import (
     CRITERIA_PER_PROJECT,
-    EVALUATED_EVENTS,
-    EVENT_DATA_BYTES,
-    EVENT_ID_CHARACTERS,
     NAME_BYTES,
     REPLAY_ITEMS,
 )
 from onefold.projects.store import get_project
 from onefold.rpc.checks import Checker
-from onefold.rpc.payload import EMPTY, read_json, read_struct
 from onefold.rpc.replay import write_once
 from onefold.rpc.status import to_item_error
-from onefold.v1 import activation_service_pb2, activation_service_pb2_grpc, event_pb2
+from onefold.v1 import activation_service_pb2, activation_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -177,7 +181,7 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
         """Says which criterion a visitor matches, and why."""
         project = caller().project
         checker = Checker()
-        told = _read_events(checker, request)
+        told = read_told(checker, project, request)
         fields = read_fields(checker, request)
         if request.anonymous_id:
             read_anonymous_id(checker, project, "anonymous_id", request.anonymous_id)
@@ -249,8 +253,9 @@ class ActivationService(activation_service_pb2_grpc.ActivationServiceServicer):
             for item in read:
                 result = item if isinstance(item, OnefoldError) else next(told)
                 if isinstance(result, OnefoldError):
-                    error = within(result, "event.") if isinstance(item, Arrival) else result
-                    answer.results.add(error=to_item_error(error))
+                    answer.results.add(
+                        error=to_item_error(within(result, "event.") if isinstance(item, Arrival) else result)
+                    )
                 elif isinstance(result, Written):
                     answer.results.add(profile=to_profile_write(result))
                 else:
@@ -320,26 +325,3 @@ async def _review(
 
 def _criterion_not_found() -> OnefoldError:
     return not_found(Reason.CRITERION_NOT_FOUND, "The project has no criterion of this id.")
-
-
-def _read_events(checker: Checker, request: activation_service_pb2.EvaluateCriteriaRequest) -> list[Event]:
-    if len(request.events) > EVALUATED_EVENTS:
-        checker.refuse("events", f"must have at most {EVALUATED_EVENTS} items")
-        return []
-    read = []
-    for index, event in enumerate(request.events):
-        path = f"events[{index}]"
-        name = checker.text(f"{path}.name", event.name, required=True, max_bytes=NAME_BYTES)
-        kind = checker.one_of(f"{path}.kind", event.kind, event_pb2.EventKind.values())
-        event_id = checker.text(f"{path}.event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
-        data = EMPTY
-        match event.WhichOneof("payload"):
-            case "data":
-                data = read_struct(checker, f"{path}.data", event.data, max_bytes=EVENT_DATA_BYTES)
-            case "data_json":
-                data = read_json(checker, f"{path}.data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
-        data_type = DATA_TYPES.get(EventKind(kind or EventKind.CUSTOM)) if kind in [0, *EventKind] else None
-        if data_type is not None:
-            read.append(Event(event_id or path, data_type, name, data.value))
-    cap_violations(checker)
-    return read

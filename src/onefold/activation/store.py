@@ -26,6 +26,8 @@ queries: Final = Queries("onefold.activation")
 
 # A server may act on settings that are 10 s old. What arrived there meanwhile has left no note.
 _SETTINGS_SETTLE: Final = timedelta(seconds=30)
+# What most visitors have done is read for all of them at once.
+_FEW_EVENTS: Final = 50
 # Later than any event can be.
 _AFTER_ALL: Final = LATEST + 2 * EVENT_AHEAD
 
@@ -90,6 +92,14 @@ class Snapshot:
             return False
         number = note.transaction_id
         return number < self.all_before or (number < self.none_from and number not in self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What a visitor did that counts, oldest first; and what was there to be seen."""
+
+    events: list[TimedEvent]
+    seen: Snapshot
 
 
 @dataclass(slots=True)
@@ -224,18 +234,36 @@ async def hold_visitors(
     }
 
 
-async def read_visitor(connection: Connection, project_id: str, anonymous_id: str) -> tuple[list[TimedEvent], Snapshot]:
-    """Everything that counts of a visitor, the newest 1,000 events, oldest first; and what was there to be seen."""
-    rows = await queries.read_visitor.fetch(
+async def read_visitors(connection: Connection, project_id: str, anonymous_ids: Collection[str]) -> dict[str, Visit]:
+    """Everything that counts of visitors: of each the newest 1,000 events."""
+    visits = await _read_visitors(connection, project_id, anonymous_ids, _FEW_EVENTS)
+    for anonymous_id in anonymous_ids:
+        if len(visits[anonymous_id].events) == _FEW_EVENTS:
+            # Those with many are read one by one, so that there is one at a time in memory on the way.
+            visits |= await _read_visitors(connection, project_id, [anonymous_id], VISITOR_EVENTS)
+    return visits
+
+
+async def _read_visitors(
+    connection: Connection, project_id: str, anonymous_ids: Collection[str], count: int
+) -> dict[str, Visit]:
+    by_subject = {subject_id(project_id, anonymous_id): anonymous_id for anonymous_id in anonymous_ids}
+    rows = await queries.read_visitors.fetch(
         connection,
+        subject_ids=list(by_subject),
         project_id=project_id,
-        subject_id=subject_id(project_id, anonymous_id),
         lifetime=ANONYMOUS_LIFETIME,
         kinds=list(DATA_TYPES),
-        count=VISITOR_EVENTS,
+        count=count,
     )
-    seen = Snapshot.of(rows[0]["counted_time"], rows[0]["counted_snapshot"])
-    return [_timed_event(row) for row in rows if row["event_id"] is not None], seen
+    visits: dict[str, Visit] = {}
+    for row in rows:
+        anonymous_id = by_subject[row["subject_id"]]
+        if anonymous_id not in visits:
+            visits[anonymous_id] = Visit([], Snapshot.of(row["counted_time"], row["counted_snapshot"]))
+        if row["event_id"] is not None:
+            visits[anonymous_id].events.append(_timed_event(row))
+    return visits
 
 
 async def write_visitors(

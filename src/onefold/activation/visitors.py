@@ -8,14 +8,16 @@ from typing import Any, Final
 import orjson
 
 from onefold.activation.consents import Consent, Decision
+from onefold.activation.messages import cap_violations
 from onefold.activation.replaying import Change, Item
+from onefold.activation.rules import DATA_TYPES, Event
 from onefold.activation.unknown import Session
 from onefold.callers import Project
 from onefold.errors import OnefoldError, invalid
 from onefold.events.messages import read_event
 from onefold.identity.messages import read_anonymous_id, read_identifiers
 from onefold.identity.rules import Named
-from onefold.limits import DATA_FIELDS_BYTES, DEVICE_ID_BYTES, NAME_BYTES
+from onefold.limits import DATA_FIELDS_BYTES, DEVICE_ID_BYTES, EVALUATED_EVENTS, NAME_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct
 from onefold.v1 import activation_service_pb2, consent_pb2, event_pb2, profile_pb2
@@ -114,6 +116,28 @@ def read_item(project: Project, named: Named, item: activation_service_pb2.Repla
 
 def _identifiers(named: Named) -> profile_pb2.Identifiers:
     return profile_pb2.Identifiers(email=named.email or "", user_id=named.user_id or "")
+
+
+def read_told(
+    checker: Checker, project: Project, request: activation_service_pb2.EvaluateCriteriaRequest
+) -> list[Event]:
+    """Checks events that are only to be evaluated. One that was told without event_id is called events[i]."""
+    if len(request.events) > EVALUATED_EVENTS:
+        checker.refuse("events", f"must have at most {EVALUATED_EVENTS} items")
+        return []
+    read = []
+    for index, told in enumerate(request.events):
+        event = event_pb2.NewEvent()
+        event.CopyFrom(told)
+        event.ClearField("identifiers")
+        event.anonymous_id = "somebody"
+        arrival = read_event(checker, project, event, f"events[{index}].")
+        data_type = DATA_TYPES.get(arrival.kind)
+        if data_type is not None:
+            event_id = arrival.event_id or f"events[{index}]"
+            read.append(Event(event_id, data_type, arrival.name, arrival.payload.value))
+    cap_violations(checker)
+    return read
 
 
 def read_holder(

@@ -16,7 +16,7 @@ import structlog
 
 from onefold.activation import consents, store
 from onefold.activation.rules import CompiledCriterion
-from onefold.activation.store import Counted, CriterionRow, Note, Snapshot, TimedEvent
+from onefold.activation.store import Counted, CriterionRow, Note, TimedEvent, Visit
 from onefold.activation.unknown import MAKE_UNKNOWN, tell_sessions
 from onefold.activation.visitors import session_data
 from onefold.callers import Project
@@ -66,12 +66,13 @@ async def look_at(connection: Connection, project: Project, notes: Sequence[Note
     matched: dict[str, UUID] = {}
     counted: dict[str, Counted] = {}
     unclear: set[str] = set()
+    anew = [anonymous_id for anonymous_id in told if anonymous_id in asked or known[anonymous_id] is None]
+    visits = await store.read_visitors(connection, project_id, anew) if anew else {}
     for anonymous_id, events in told.items():
-        before = None if anonymous_id in asked else known[anonymous_id]
+        before = known[anonymous_id]
         try:
-            if before is None:
-                stored, seen = await store.read_visitor(connection, project_id, anonymous_id)
-                criterion_id, now = count_all(criteria, stored, [event for _, event in events], seen)
+            if before is None or anonymous_id in visits:
+                criterion_id, now = count_all(criteria, visits.pop(anonymous_id), [event for _, event in events])
             else:
                 # What all was counted with must not be counted again.
                 new = [event for note, event in events if not before.seen.saw(note)]
@@ -92,16 +93,14 @@ async def look_at(connection: Connection, project: Project, notes: Sequence[Note
         await store.drop_visitors(connection, project_id, made | unclear)
 
 
-def count_all(
-    criteria: Criteria, stored: Sequence[TimedEvent], new: Sequence[TimedEvent], seen: Snapshot
-) -> tuple[UUID | None, Counted]:
+def count_all(criteria: Criteria, visit: Visit, new: Sequence[TimedEvent]) -> tuple[UUID | None, Counted]:
     """Counts everything that is stored of a visitor, the new events among it last and one by one.
 
     Returns the criterion that matched first, if any, and how far the visitor is.
     """
-    now = Counted({each.criterion_id: each.start() for each in criteria.compiled}, None, seen)
+    now = Counted({each.criterion_id: each.start() for each in criteria.compiled}, None, visit.seen)
     told = {event.event.event_id for event in new}
-    earlier = [event for event in stored if event.event.event_id not in told]
+    earlier = [event for event in visit.events if event.event.event_id not in told]
     for event in earlier:
         _add(criteria, now, event)
     matched = _match(criteria, now) if earlier else None

@@ -47,10 +47,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class OwnedEvent:
-    """An event, and whose it is: a person's, or nobody's."""
+    """An event, and whose it is: a person's, or nobody's; of an invite the address it was sent to."""
 
     event: StoredEvent
     owner_profile_id: UUID | None
+    recipient: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,9 @@ async def of_project(connection: Connection, project_id: str, wanted: Wanted) ->
             places.append(await _event_keys(connection, project_id, window, wanted, anonymous=False))
         if wanted.anonymous or to_people:
             places.append(await _event_keys(connection, project_id, window, wanted, anonymous=True))
+        if wanted.anonymous:
+            invites = await store.invite_keys(connection, project_id, window)
+            places.append(_looked((_event_key(row, wanted) for row in invites), window))
     if wanted.identified:
         created, ledger, notes = await _read_people(connection, project_id, None, window, wanted)
         # Who was forgotten has become nobody, and what there is about them still is passed over.
@@ -196,6 +200,7 @@ async def _page(connection: Connection, project_id: str, places: Sequence[Looked
                     found.data,
                 ),
                 row.owner_profile_id,
+                row.container_id if isinstance(row.container_id, str) else "",
             )
         elif isinstance(row, CountedLedger) and row.row.merge_id in remaining:
             row = _counted(row, *remaining[row.row.merge_id])

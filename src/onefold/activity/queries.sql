@@ -1,9 +1,18 @@
 -- name: note
 -- The moment is the one at which the row is written: a token's lock is held by then, so what happened to a token is noted
 -- in the order in which it took effect.
-INSERT INTO activities (project_id, activity_time, kind, profile_id, token, platform, identifiers_blocked)
+INSERT INTO activities (
+    project_id, activity_time, kind, profile_id, token, platform, identifiers_blocked, kept_by_profile_id
+)
 VALUES (
-    :project_id, clock_timestamp(), :kind, :profile_id, :token, :platform, :identifiers_blocked
+    :project_id,
+    clock_timestamp(),
+    :kind,
+    :profile_id,
+    :token,
+    :platform,
+    :identifiers_blocked,
+    :kept_by_profile_id
 );
 
 -- name: merged_profiles
@@ -231,7 +240,7 @@ GROUP BY asked.merge_id;
 
 -- name: notes_of_person
 -- What was noted about a person and the parts of it, newest first; and what happened to all holders of a token that the
--- person held then.
+-- person held then, unless it was left to the person by an exclusive registration.
 SELECT
     noted.activity_time,
     noted.activity_id,
@@ -299,6 +308,7 @@ FROM (
             AND activities.profile_id IS NULL
             AND activities.token = held.token
             AND activities.activity_time >= held.create_time
+            AND (activities.kept_by_profile_id = ANY(:profile_ids::uuid [])) IS NOT TRUE
             AND (activities.activity_time, activities.activity_id) < (:before_time::timestamptz, :before_id::uuid)
             AND activities.activity_time >= :start_time::timestamptz
         ORDER BY activities.activity_time DESC, activities.activity_id DESC
@@ -461,8 +471,60 @@ LEFT JOIN LATERAL (
 ) AS given ON true
 ORDER BY page.event_time DESC, page.event_id DESC;
 
+-- name: invites_of_project
+-- The same of invites, which are nobody's: those that are not being erased because the address was forgotten.
+WITH page AS MATERIALIZED (
+    SELECT invite_events.event_time, invite_events.event_id, invite_events.recipient, invite_events.receive_time
+    FROM invite_events
+    WHERE
+        invite_events.project_id = :project_id
+        AND (invite_events.event_time, invite_events.event_id) < (:before_time::timestamptz, :before_id::text)
+        AND invite_events.event_time >= :start_time::timestamptz
+        AND invite_events.event_time > '-infinity'
+    ORDER BY invite_events.event_time DESC, invite_events.event_id DESC
+    LIMIT :count::integer
+),
+
+ends AS (
+    SELECT moves.container_recipient AS recipient, max(moves.window_end_time) AS window_end_time
+    FROM moves
+    WHERE
+        moves.project_id = :project_id
+        AND moves.container_recipient = ANY(ARRAY(SELECT DISTINCT page.recipient FROM page))
+    GROUP BY moves.container_recipient
+)
+
+SELECT
+    page.event_time,
+    page.event_id,
+    page.recipient,
+    page.receive_time > coalesce(ends.window_end_time, '-infinity') AS is_there
+FROM page
+LEFT JOIN ends ON ends.recipient = page.recipient
+ORDER BY page.event_time DESC, page.event_id DESC;
+
+-- name: invites
+-- What invites hold that were found by the statement before.
+SELECT
+    invite_events.recipient,
+    invite_events.event_time,
+    invite_events.event_id,
+    invite_events.receive_time,
+    invite_events.kind,
+    invite_events.name,
+    invite_events.data
+FROM
+    unnest(:recipients::text [], :event_times::timestamptz [], :event_ids::text [])
+        AS wanted (recipient, event_time, event_id)
+INNER JOIN invite_events
+    ON
+        invite_events.project_id = :project_id
+        AND invite_events.recipient = wanted.recipient
+        AND invite_events.event_time = wanted.event_time
+        AND invite_events.event_id = wanted.event_id;
+
 -- name: contents
--- What events hold that were found by the two statements before.
+-- What people's and visitors' events hold that were found by the two statements before.
 SELECT
     wanted.container_id,
     event.event_time,

@@ -113,7 +113,7 @@ def _to_activity(row: Row, *, as_json: bool) -> activity_pb2.Activity:
             return _activity(
                 row.event.event_time,
                 row.owner_profile_id,
-                event=to_event(row.event, row.owner_profile_id, as_json=as_json),
+                event=to_event(row.event, row.owner_profile_id, row.recipient, as_json=as_json),
             )
         case OwnedCreated():
             created = activity_pb2.ProfileCreated(

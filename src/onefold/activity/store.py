@@ -82,11 +82,12 @@ class NoteRow:
 
 @dataclass(frozen=True, slots=True)
 class EventKeyRow:
-    """Where an event lies, and whose it is: a person's, or nobody's. One that is not there is passed over."""
+    """Where an event lies (with a person or a visitor; an invite, under an address), and whose it is: a person's, or
+    nobody's. One that is not there is passed over."""
 
     event_time: datetime
     event_id: str
-    container_id: UUID
+    container_id: UUID | str
     owner_profile_id: UUID | None
     is_there: bool
 
@@ -118,9 +119,12 @@ async def note_disabled(connection: Connection, project_id: str, profile_id: UUI
     await _note(connection, project_id, ActivityKind.DEVICE_DISABLED, profile_id, token, platform)
 
 
-async def note_disabled_for_all(connection: Connection, project_id: str, token: str) -> None:
-    """A token was switched off for all its holders: one note, whatever their number."""
-    await _note(connection, project_id, ActivityKind.DEVICE_DISABLED, None, token, None)
+async def note_disabled_for_all(
+    connection: Connection, project_id: str, token: str, kept_by: UUID | None = None
+) -> None:
+    """A token was switched off for all its holders, but the profile that it is left to: one note, whatever their
+    number."""
+    await _note(connection, project_id, ActivityKind.DEVICE_DISABLED, None, token, None, kept_by=kept_by)
 
 
 async def note_forgotten(connection: Connection, project_id: str, profile_id: UUID, *, blocked: bool) -> None:
@@ -139,6 +143,7 @@ async def _note(
     platform: int | None,
     *,
     identifiers_blocked: bool = False,
+    kept_by: UUID | None = None,
 ) -> None:
     await queries.note.execute(
         connection,
@@ -148,6 +153,7 @@ async def _note(
         token=token,
         platform=platform,
         identifiers_blocked=identifiers_blocked,
+        kept_by_profile_id=kept_by,
     )
 
 
@@ -254,32 +260,58 @@ async def event_keys(connection: Connection, project_id: str, window: Window, *,
     ]
 
 
+async def invite_keys(connection: Connection, project_id: str, window: Window) -> list[EventKeyRow]:
+    """The invites of a project."""
+    rows = await queries.invites_of_project.fetch(connection, project_id=project_id, **window.arguments(Place.EVENTS))
+    return [EventKeyRow(row["event_time"], row["event_id"], row["recipient"], None, row["is_there"]) for row in rows]
+
+
 async def contents(
     connection: Connection, project_id: str, keys: Sequence[EventKeyRow]
-) -> dict[tuple[UUID, datetime, str], ContentRow]:
+) -> dict[tuple[UUID | str, datetime, str], ContentRow]:
     """What the events of these keys hold, by container, time and id."""
-    if not keys:
-        return {}
-    rows = await queries.contents.fetch(
-        connection,
-        container_ids=[key.container_id for key in keys],
-        event_times=[key.event_time for key in keys],
-        event_ids=[key.event_id for key in keys],
-        project_id=project_id,
-    )
-    return {
-        (row["container_id"], row["event_time"], row["event_id"]): ContentRow(
-            row["event_time"],
-            row["event_id"],
-            row["receive_time"],
-            row["kind"],
-            row["was_anonymous"],
-            row["name"],
-            row["anonymous_id"],
-            row["data"],
+    found: dict[tuple[UUID | str, datetime, str], ContentRow] = {}
+    invites = [key for key in keys if isinstance(key.container_id, str)]
+    others = [key for key in keys if not isinstance(key.container_id, str)]
+    if others:
+        rows = await queries.contents.fetch(
+            connection,
+            container_ids=[key.container_id for key in others],
+            event_times=[key.event_time for key in others],
+            event_ids=[key.event_id for key in others],
+            project_id=project_id,
         )
-        for row in rows
-    }
+        for row in rows:
+            found[row["container_id"], row["event_time"], row["event_id"]] = ContentRow(
+                row["event_time"],
+                row["event_id"],
+                row["receive_time"],
+                row["kind"],
+                row["was_anonymous"],
+                row["name"],
+                row["anonymous_id"],
+                row["data"],
+            )
+    if invites:
+        rows = await queries.invites.fetch(
+            connection,
+            recipients=[key.container_id for key in invites],
+            event_times=[key.event_time for key in invites],
+            event_ids=[key.event_id for key in invites],
+            project_id=project_id,
+        )
+        for row in rows:
+            found[row["recipient"], row["event_time"], row["event_id"]] = ContentRow(
+                row["event_time"],
+                row["event_id"],
+                row["receive_time"],
+                row["kind"],
+                False,
+                row["name"],
+                None,
+                row["data"],
+            )
+    return found
 
 
 def _ledger(row: Record) -> LedgerRow:

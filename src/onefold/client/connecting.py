@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -17,7 +17,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from onefold.client.errors import read_error
+from onefold.client.errors import CallError, read_error
+from onefold.v1.activation_service_pb2_grpc import ActivationServiceStub
 from onefold.v1.devices_service_pb2_grpc import DevicesServiceStub
 from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest
 from onefold.v1.events_service_pb2_grpc import EventsServiceStub
@@ -26,6 +27,7 @@ from onefold.v1.projects_service_pb2_grpc import ProjectsServiceStub
 
 if TYPE_CHECKING:
     # Types only: at run time one class serves both kinds of channel.
+    from onefold.v1.activation_service_pb2_grpc import ActivationServiceAsyncStub
     from onefold.v1.devices_service_pb2_grpc import DevicesServiceAsyncStub
     from onefold.v1.events_service_pb2_grpc import EventsServiceAsyncStub
     from onefold.v1.identity_service_pb2_grpc import IdentityServiceAsyncStub
@@ -75,6 +77,7 @@ class Client:
         self.identity: IdentityServiceAsyncStub = IdentityServiceStub(channel)
         self.events: EventsServiceAsyncStub = EventsServiceStub(channel)
         self.devices: DevicesServiceAsyncStub = DevicesServiceStub(channel)
+        self.activation: ActivationServiceAsyncStub = ActivationServiceStub(channel)
         self.projects: ProjectsServiceAsyncStub = ProjectsServiceStub(channel)
 
     async def close(self) -> None:
@@ -98,6 +101,7 @@ class SyncClient:
         self.identity: IdentityServiceStub = IdentityServiceStub(channel)
         self.events: EventsServiceStub = EventsServiceStub(channel)
         self.devices: DevicesServiceStub = DevicesServiceStub(channel)
+        self.activation: ActivationServiceStub = ActivationServiceStub(channel)
         self.projects: ProjectsServiceStub = ProjectsServiceStub(channel)
 
     def close(self) -> None:
@@ -119,7 +123,9 @@ def connect(target: str, api_key: str, *, tls: Tls | None = None, call_seconds: 
     `target` is HOST:PORT, or dns:///HOST:PORT to spread the calls over all its addresses. `call_seconds` is the
     deadline of calls that are given none.
     """
-    interceptors = [_AsyncCalls(api_key, call_seconds)]
+    interceptors: list[grpc.aio.ClientInterceptor] = [
+        kind(api_key, call_seconds) for kind in (_AsyncCalls, _AsyncAnswers, _AsyncStreams)
+    ]
     if tls is None:
         return Client(grpc.aio.insecure_channel(target, _options(), interceptors=interceptors))
     return Client(grpc.aio.secure_channel(target, tls.credentials(), _options(), interceptors=interceptors))
@@ -177,24 +183,59 @@ class _Calls:
     def _timeout(self, timeout: float | None) -> float:
         return self._call_seconds if timeout is None else timeout
 
+    def _with_key(self, details: Any, timeout: float | None) -> grpc.aio.ClientCallDetails:
+        return grpc.aio.ClientCallDetails(
+            method=details.method,
+            timeout=timeout,
+            metadata=grpc.aio.Metadata(*(details.metadata or ()), self._authorization),
+            credentials=details.credentials,
+            wait_for_ready=details.wait_for_ready,
+        )
+
 
 class _AsyncCalls(_Calls, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
-        details = grpc.aio.ClientCallDetails(
-            method=client_call_details.method,
-            timeout=self._timeout(client_call_details.timeout),
-            metadata=grpc.aio.Metadata(*(client_call_details.metadata or ()), self._authorization),
-            credentials=client_call_details.credentials,
-            wait_for_ready=client_call_details.wait_for_ready,
-        )
+        details = self._with_key(client_call_details, self._timeout(client_call_details.timeout))
         try:
             return await (await continuation(details, made_repeatable(request)))
         except grpc.aio.AioRpcError as error:
-            trailers = [(key, value) for key, value in error.trailing_metadata() or ()]
-            failure = read_error(error.code(), error.details() or "", trailers)
+            failure = _failure(error)
         raise failure
+
+
+# Streams have no deadline but one that is given, and are not begun again by themselves. A class for each kind: gRPC
+# takes an interceptor for one kind only.
+class _AsyncAnswers(_Calls, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        details = self._with_key(client_call_details, client_call_details.timeout)
+        return _answers(await continuation(details, request))
+
+
+class _AsyncStreams(_Calls, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        details = self._with_key(client_call_details, client_call_details.timeout)
+        return _answers(await continuation(details, request_iterator))
+
+
+async def _answers(call: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    try:
+        async for answer in call:
+            yield answer
+        return
+    except grpc.aio.AioRpcError as error:
+        failure = _failure(error)
+    raise failure
+
+
+def _failure(error: grpc.aio.AioRpcError) -> CallError:
+    trailers = [(key, value) for key, value in error.trailing_metadata() or ()]
+    return read_error(error.code(), error.details() or "", trailers)
 
 
 class _SyncDetails(grpc.ClientCallDetails):

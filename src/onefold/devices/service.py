@@ -225,7 +225,7 @@ async def _register_copy(
     disable = None
     if exclusive and await store.others_hold_token(connection, project.project_id, registration.token, profile_id):
         # Before the copy is written: it gets the later number, and so it stays on.
-        disable = await _add_disable(connection, project, registration.token)
+        disable = await _add_disable(connection, project, registration.token, kept_by=profile_id)
     if outcome is Outcome.UNCHANGED:
         # It is an operation all the same, and the newest one decides when profiles are merged.
         await store.renew_copy(connection, project.project_id, profile_id, registration.token)
@@ -266,11 +266,13 @@ async def _disable_token(
     )
 
 
-async def _add_disable(connection: Connection, project: Project, token: str) -> device_pb2.Disable:
+async def _add_disable(
+    connection: Connection, project: Project, token: str, kept_by: UUID | None = None
+) -> device_pb2.Disable:
     """Switches every copy of a token off at commit, and leaves the writing of the copies to a worker. The token must be
-    locked exclusively."""
+    locked exclusively. `kept_by`: whose copy is to be registered, and so on, right after."""
     row = await store.add_disable(connection, project.project_id, token)
-    await activity.note_disabled_for_all(connection, project.project_id, token)
+    await activity.note_disabled_for_all(connection, project.project_id, token, kept_by)
     await intents.add(connection, _intent(project, row.disable_id))
     disable = _to_disable(row, stuck=False)
     # Answers are stored with the profiles that they name, and forgotten with these. This one need not name any: so the

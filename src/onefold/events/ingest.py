@@ -96,7 +96,6 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     found = await identity.find(connection, project, _wanted(project, items))
     # Before anything else is judged: what was accepted once is a duplicate, however old it is by now.
     fresh, waiting = await _claim_ids(connection, project, batch, _not_forgotten(batch, found, items), found)
-
     carts = await Carts.hold(connection, project.project_id, found.directory, [item.arrival for item in fresh])
 
     placed: list[_Item] = []
@@ -263,7 +262,8 @@ def _row(item: _Item, now: datetime) -> EventRow:
         arrival.payload.text,
         arrival.recipient,
         arrival.suppress_triggers,
-        item.link.link_time if item.link is not None else None,
+        # What an unknown profile's visitor does is the profile's own, and no history that a link brings.
+        item.link.link_time if item.link is not None and not item.link.follows_visitor else None,
     )
 
 

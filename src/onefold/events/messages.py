@@ -83,13 +83,20 @@ def check_recipient(checker: Checker, field: str, value: object) -> str:
 
 def to_result(accepted: Accepted) -> event_pb2.TrackResult:
     """What became of an event, as an answer has it."""
-    return event_pb2.TrackResult(
-        event_id=accepted.event_id,
-        receive_time=_receive_time(accepted.receive_time),
-        duplicate=accepted.duplicate,
-        profile_outcome=to_outcome(accepted.profile_outcome) if accepted.profile_outcome else None,  # type: ignore[arg-type]  # None is "unset" to protobuf
-        profile_id=str(accepted.profile_id) if accepted.profile_id else "",
-    )
+    result = event_pb2.TrackResult()
+    _tell(result, accepted)
+    return result
+
+
+def _tell(result: event_pb2.TrackResult, accepted: Accepted) -> None:
+    # Field by field, and where it is to stand: that spares a batch a copy of each.
+    result.event_id = accepted.event_id
+    result.receive_time.MergeFrom(_receive_time(accepted.receive_time))
+    result.duplicate = accepted.duplicate
+    if accepted.profile_outcome is not None:
+        result.profile_outcome = to_outcome(accepted.profile_outcome)
+    if accepted.profile_id is not None:
+        result.profile_id = str(accepted.profile_id)
 
 
 def to_batch_results(
@@ -100,10 +107,12 @@ def to_batch_results(
     results = []
     for item in read:
         result: Result = next(remaining) if isinstance(item, Arrival) else item
+        told = events_service_pb2.BatchTrackResult()
         if isinstance(result, OnefoldError):
-            results.append(events_service_pb2.BatchTrackResult(error=to_item_error(result)))
+            told.error.CopyFrom(to_item_error(result))
         else:
-            results.append(events_service_pb2.BatchTrackResult(result=to_result(result)))
+            _tell(told.result, result)
+        results.append(told)
     return results
 
 

@@ -74,19 +74,25 @@ class Shared(Generic[Question, Answer]):
 
     async def _answer_all(self, project: Project) -> None:
         """Works until nobody of the project waits."""
+        waiting = self._waiting[project.project_id]
         gather_seconds = 0.0
-        while waiting := self._waiting[project.project_id]:
-            if gather_seconds and len(waiting) < _BATCH_PROFILES:
-                await asyncio.sleep(gather_seconds)
-            batch = [(question, answer) for question, answer in waiting[:_BATCH_PROFILES] if not answer.done()]
-            del waiting[:_BATCH_PROFILES]
-            began = time.monotonic()
-            if batch:
-                await self._answer(project, batch)
-            # After company the next one gathers for as long as this one took: the busier the server, the longer that
-            # is, and the more it saves.
-            gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
-        del self._waiting[project.project_id]
+        try:
+            while waiting:
+                if gather_seconds and len(waiting) < _BATCH_PROFILES:
+                    await asyncio.sleep(gather_seconds)
+                batch = [(question, answer) for question, answer in waiting[:_BATCH_PROFILES] if not answer.done()]
+                del waiting[:_BATCH_PROFILES]
+                began = time.monotonic()
+                if batch:
+                    await self._answer(project, batch)
+                # After company the next one gathers for as long as this one took: the busier the server, the longer
+                # that is, and the more it saves.
+                gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
+        finally:
+            # Whatever ends this task, nobody waits for it any longer.
+            del self._waiting[project.project_id]
+            for _, answer in waiting:
+                answer.cancel()
 
     async def _answer(self, project: Project, batch: list[tuple[Question, asyncio.Future[Answer]]]) -> None:
         results: Sequence[Answer | Exception]

@@ -70,6 +70,11 @@ class LinkRow:
     link_time: datetime
     grace_end_time: datetime
 
+    @property
+    def follows_visitor(self) -> bool:
+        """Whether a worker made it for an unknown profile, and it is not known yet who the visitor is."""
+        return self.grace_end_time - self.link_time > LINK_GRACE
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

@@ -16,7 +16,8 @@ ORDER BY due_time
 LIMIT :count::integer;
 
 -- name: due_activations
--- The same for visitors to be looked at, which is asked several times a second: there is an index of these alone.
+-- The same for visitors to be looked at, which is asked several times a second: there is an index of these alone. In no
+-- order, so that projects with much to do do not keep the others waiting.
 SELECT project_id, intent_id, kind, attempt_count
 FROM intents
 WHERE
@@ -24,7 +25,7 @@ WHERE
     AND due_time <= now()
     AND stuck_time IS NULL
     AND (lease_end_time IS NULL OR lease_end_time <= now())
-ORDER BY due_time
+ORDER BY random()
 LIMIT :count::integer;
 
 -- name: take_lease

@@ -116,7 +116,8 @@ def _sized(checker: Checker, field: str, payload: Payload, max_bytes: int) -> Pa
 def _from_struct(struct: Struct, path: str, depth: int) -> dict[str, Any]:
     fields = struct.fields
     _check_object(fields, path, depth)
-    return {key: _from_value(item, path, key, depth) for key, item in fields.items()}
+    # By key: a protobuf map takes twice as long to hand out its items.
+    return {key: _from_value(fields[key], path, key, depth) for key in fields}
 
 
 def _from_value(value: Value, path: str, key: str | int, depth: int) -> Any:

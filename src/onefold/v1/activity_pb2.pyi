@@ -31,7 +31,7 @@ class _ActivityKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activity
     ACTIVITY_KIND_UNSPECIFIED: _ActivityKind.ValueType  # 0
     """Refused."""
     ACTIVITY_KIND_EVENT: _ActivityKind.ValueType  # 1
-    """A person or a visitor did something."""
+    """A person or a visitor did something, or an invite was sent."""
     ACTIVITY_KIND_ANONYMOUS_DATA_MERGED: _ActivityKind.ValueType  # 2
     """A visitor's events became a person's."""
     ACTIVITY_KIND_PROFILE_CREATED: _ActivityKind.ValueType  # 3
@@ -51,7 +51,7 @@ class ActivityKind(_ActivityKind, metaclass=_ActivityKindEnumTypeWrapper):
 ACTIVITY_KIND_UNSPECIFIED: ActivityKind.ValueType  # 0
 """Refused."""
 ACTIVITY_KIND_EVENT: ActivityKind.ValueType  # 1
-"""A person or a visitor did something."""
+"""A person or a visitor did something, or an invite was sent."""
 ACTIVITY_KIND_ANONYMOUS_DATA_MERGED: ActivityKind.ValueType  # 2
 """A visitor's events became a person's."""
 ACTIVITY_KIND_PROFILE_CREATED: ActivityKind.ValueType  # 3
@@ -77,7 +77,7 @@ class _ActivityFilterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activi
     ACTIVITY_FILTER_IDENTIFIED: _ActivityFilter.ValueType  # 1
     """What belongs to people: their events, those that were once anonymous included, and every other kind of entry."""
     ACTIVITY_FILTER_ANONYMOUS: _ActivityFilter.ValueType  # 2
-    """What belongs to nobody: events of visitors."""
+    """What belongs to nobody: events of visitors, and invites."""
 
 class ActivityFilter(_ActivityFilter, metaclass=_ActivityFilterEnumTypeWrapper):
     """Whose entries to list."""
@@ -87,7 +87,7 @@ ACTIVITY_FILTER_UNSPECIFIED: ActivityFilter.ValueType  # 0
 ACTIVITY_FILTER_IDENTIFIED: ActivityFilter.ValueType  # 1
 """What belongs to people: their events, those that were once anonymous included, and every other kind of entry."""
 ACTIVITY_FILTER_ANONYMOUS: ActivityFilter.ValueType  # 2
-"""What belongs to nobody: events of visitors."""
+"""What belongs to nobody: events of visitors, and invites."""
 Global___ActivityFilter: _TypeAlias = ActivityFilter  # noqa: Y015
 
 @_typing.final
@@ -342,7 +342,7 @@ class DeviceDisabled(_message.Message):
     platform: _device_pb2.Platform.ValueType
     """Who delivers; of a token switched off for all, in the list of a whole project, unspecified."""
     for_all_holders: _builtins.bool
-    """For every profile that held the token then, by one call."""
+    """For every profile that held the token then, by one call; an exclusive registration leaves out the one that registers."""
     def __init__(
         self,
         *,

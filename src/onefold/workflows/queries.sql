@@ -117,7 +117,7 @@ triggering AS (
         array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
         array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
     FROM moved
-    WHERE moved.event_time > :trigger_after::timestamptz
+    WHERE moved.event_time > :trigger_after::timestamptz AND NOT moved.suppress_triggers
 )
 
 SELECT
@@ -228,7 +228,7 @@ triggering AS (
         array_agg(moved.event_time ORDER BY moved.event_time, moved.event_id) AS event_times,
         array_agg(moved.event_id ORDER BY moved.event_time, moved.event_id) AS event_ids
     FROM moved
-    WHERE moved.event_time > :trigger_after::timestamptz
+    WHERE moved.event_time > :trigger_after::timestamptz AND NOT moved.suppress_triggers
 )
 
 SELECT
@@ -302,7 +302,7 @@ dead AS (
 ),
 
 here AS (
-    SELECT events.event_time, events.event_id
+    SELECT events.event_time, events.event_id, events.suppress_triggers
     FROM events
     WHERE
         -- Only the last pass counts: the ones before would count the same rows.
@@ -322,7 +322,7 @@ triggering AS (
         array_agg(here.event_time ORDER BY here.event_time, here.event_id) AS event_times,
         array_agg(here.event_id ORDER BY here.event_time, here.event_id) AS event_ids
     FROM here
-    WHERE here.event_time > :trigger_after::timestamptz
+    WHERE here.event_time > :trigger_after::timestamptz AND NOT here.suppress_triggers
 )
 
 SELECT
