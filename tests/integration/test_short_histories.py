@@ -278,7 +278,7 @@ async def test_an_identifier_leads_to_the_survivor_for_as_long_as_any_merge_left
 
 @pytest.mark.parametrize("name", ["a", "k"])
 async def test_a_visitor_is_learned_though_somebody_has_the_temporary_id(email_project: Client, name: str) -> None:
-    """U5 I10 A4: also where others share the temporary user_id, the visitor for whom the anonymous_id stands is merged."""
+    """U5 I10 A4: also where others share the temporary user_id, the visitor whom the anonymous_id stands for merges."""
     c = email_project
     await put(c, email("k@example.com"))
     temporary = "6f0a3a52-91a5-4b0c-8f0b-1f2e3d4c5b6a"
