@@ -13,13 +13,24 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from onefold.db.queries import Connection
-from onefold.v1 import devices_service_pb2, events_service_pb2, identity_service_pb2, projects_service_pb2
+from onefold.server import FILES
+from onefold.v1.activation_service_pb2 import (
+    CreateCriterionRequest,
+    CreateUnknownProfileRequest,
+    DeleteCriterionRequest,
+    EvaluateCriteriaRequest,
+    ListCriteriaRequest,
+    RecordConsentRequest,
+    ReplayRequest,
+    UpdateCriterionRequest,
+)
 from onefold.v1.device_pb2 import PLATFORM_FCM, NewDevice
 from onefold.v1.devices_service_pb2 import (
     DisableDeviceRequest,
     GetDisableRequest,
     ListDevicesRequest,
     ListTokenHoldersRequest,
+    RegisterBrowserTokenRequest,
     RegisterDeviceRequest,
 )
 from onefold.v1.events_service_pb2 import (
@@ -489,6 +500,7 @@ METHODS: list[tuple[str, str, Any, Scope.ValueType]] = [
     ("events", "ListActivity", ListActivityRequest(page_size=-1), SCOPE_READ),
     ("events", "WatchTriggers", WatchTriggersRequest(names=[""]), SCOPE_READ),
     ("devices", "RegisterDevice", RegisterDeviceRequest(), SCOPE_WRITE),
+    ("devices", "RegisterBrowserToken", RegisterBrowserTokenRequest(), SCOPE_WRITE),
     ("devices", "DisableDevice", DisableDeviceRequest(), SCOPE_WRITE),
     ("devices", "GetDisable", GetDisableRequest(), SCOPE_READ),
     ("devices", "ListDevices", ListDevicesRequest(), SCOPE_READ),
@@ -500,18 +512,20 @@ METHODS: list[tuple[str, str, Any, Scope.ValueType]] = [
     ("projects", "ListProjects", ListProjectsRequest(), SCOPE_ADMIN),
     ("projects", "ListApiKeys", ListApiKeysRequest(), SCOPE_ADMIN),
     ("projects", "RevokeApiKey", RevokeApiKeyRequest(), SCOPE_ADMIN),
+    ("activation", "CreateCriterion", CreateCriterionRequest(), SCOPE_ADMIN),
+    ("activation", "UpdateCriterion", UpdateCriterionRequest(), SCOPE_ADMIN),
+    ("activation", "DeleteCriterion", DeleteCriterionRequest(), SCOPE_ADMIN),
+    ("activation", "ListCriteria", ListCriteriaRequest(), SCOPE_READ),
+    ("activation", "EvaluateCriteria", EvaluateCriteriaRequest(), SCOPE_READ),
+    ("activation", "CreateUnknownProfile", CreateUnknownProfileRequest(), SCOPE_WRITE),
+    ("activation", "Replay", ReplayRequest(), SCOPE_WRITE),
+    ("activation", "RecordConsent", RecordConsentRequest(), SCOPE_WRITE),
 ]
 
 
 def test_no_method_is_left_out() -> None:
     """X2: the list above has every method of every service, so that a new one must say here which scope it needs."""
-    files = [
-        identity_service_pb2.DESCRIPTOR,
-        events_service_pb2.DESCRIPTOR,
-        devices_service_pb2.DESCRIPTOR,
-        projects_service_pb2.DESCRIPTOR,
-    ]
-    services = [service for file in files for service in file.services_by_name.values()]
+    services = [service for file in FILES for service in file.services_by_name.values()]
     assert sorted(method.name for service in services for method in service.methods) == sorted(
         method for _, method, _, _ in METHODS
     )
@@ -560,7 +574,7 @@ TABLES = [
     *["projects", "api_keys", "profiles", "identifiers", "events", "anonymous_events", "event_ids", "merges"],
     *["devices", "token_disables", "intents", "requests", "moves", "forgotten", "invite_events"],
     *["triggers", "trigger_purges", "activities"],
-    *["criteria", "consents", "activation_visitors", "activation_notes"],
+    *["criteria", "consents", "activation_visitors", "activation_notes", "activation_reviews"],
 ]
 
 

@@ -19,9 +19,7 @@ from onefold.db.pool import SERVER_SETTINGS
 from onefold.events.ingest import ingest
 from onefold.events.rules import Arrival, EventKind
 from onefold.identity.rules import Named
-from onefold.rpc import boundary
 from onefold.rpc.payload import EMPTY
-from onefold.server import serve
 from onefold.triggers import service, store
 from onefold.triggers.horizon import Horizon
 from onefold.triggers.rules import advance, make_cursor
@@ -30,6 +28,7 @@ from onefold.v1.events_service_pb2 import TRIGGER_START_NOW, TRIGGER_START_OLDES
 from onefold.v1.projects_service_pb2 import UpdateProjectRequest
 from onefold.workflows.retention import purge
 from support.client import Client, Failure, email, failure, read_failure
+from support.serving import served
 from support.watching import enable, told, told_names, watching
 from support.world import World
 
@@ -176,25 +175,14 @@ async def test_nobody_elses_transaction_holds_a_stream_up(settings: Settings, em
 # --- cursors ---------------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def another_server(settings: Settings) -> AsyncIterator[tuple[grpc.aio.Channel, asyncio.Event]]:
-    """A second server on the same database: a channel to it, and what stops it."""
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    serving = asyncio.create_task(serve(settings, on_ready=ready.set_result, stop=stop))
-    async with grpc.aio.insecure_channel(await ready) as channel:
-        yield channel, stop
-    stop.set()
-    await serving
-
-
 async def test_a_stream_goes_on_from_each_cursor_on_any_server(settings: Settings, email_project: Client) -> None:
     """E10, F18: a server that is stopped ends its streams with UNAVAILABLE; from every cursor that it gave another one
     goes on right behind, with nothing missed and nothing told again."""
     await enable(email_project, A)
     names = [f"e{number}" for number in range(5)]
     cursors: list[str] = []
-    async with another_server(settings) as (channel, stop):
+    stop = asyncio.Event()
+    async with served(settings, stop) as channel:
         there = Client(channel, email_project.project_id, email_project.key)
         async with watching(there) as watch:
             cursors.append((await watch.next()).cursor)
@@ -375,11 +363,10 @@ async def test_triggers_that_are_off_cannot_be_watched(email_project: Client, mo
 
 
 async def test_a_reader_that_stands_still_holds_nothing_up(
-    email_project: Client, world: World, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, email_project: Client, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F22: for a caller that reads nothing only what fits into the pipe is read of 15 MB of triggers; meanwhile no
     transaction is open and other streams go on; then it is ended as stalled."""
-    monkeypatch.setattr(boundary, "STREAM_WRITE_SECONDS", 1.0)
     await enable(email_project, A)
     text = '{"x":"' + "x" * 30_000 + '"}'
     for _ in range(5):
@@ -401,10 +388,12 @@ async def test_a_reader_that_stands_still_holds_nothing_up(
         finally:
             ended.set()
 
-    with monkeypatch.context() as spies:
-        spies.setattr(store, "next_triggers", counted)
-        spies.setattr(Horizon, "watched", noted)
-        async with watching(email_project, at=TRIGGER_START_OLDEST) as watch:
+    impatient = settings.model_copy(update={"stream_write_seconds": 1.0})
+    async with served(impatient) as channel:
+        monkeypatch.setattr(store, "next_triggers", counted)
+        monkeypatch.setattr(Horizon, "watched", noted)
+        there = Client(channel, email_project.project_id, email_project.key)
+        async with watching(there, at=TRIGGER_START_OLDEST) as watch:
             async with asyncio.timeout(20):
                 await ended.wait()
             assert 1 <= sum(pages) < 400

@@ -99,7 +99,9 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
         )
     if moved["last_time"] is not None:
         return Position(position.pass_time, position.first_pass_time, moved["last_time"], moved["last_id"])
-    if move["owner_profile_id"] is None and move["owner_subject_id"] is None:
+    is_erasure = move["owner_profile_id"] is None and move["owner_subject_id"] is None
+    # Of a container that holds another's events only in part the answers and notes are that other's.
+    if is_erasure and move["origin_ids"] is None:
         # Answers that were stored while the person was being forgotten go with the pass after.
         await queries.delete_answers.execute(
             connection,
@@ -109,8 +111,7 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
             or recipient_id(project_id, move["container_recipient"]),
             until=move["window_end_time"],
         )
-        # Of a container that holds another's events only in part the notes are that other's.
-        if move["container_profile_id"] is not None and move["origin_ids"] is None:
+        if move["container_profile_id"] is not None:
             erased = await queries.erase_activities.execute(
                 connection, project_id=project_id, profile_id=move["container_profile_id"], count=CHUNK_EVENTS
             )
