@@ -171,8 +171,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                         set_caller(await self._admit(context, scope))
                         return _fitting(await handler(_check(request), context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
-                error = _to_error(method, fault, started)
-            await context.abort_with_status(to_status(error))  # raises
+                # The error itself is not kept: it knows this frame, and so the request would live until the collector runs.
+                status = to_status(_to_error(method, fault, started))
+            await context.abort_with_status(status)  # raises
 
         return guarded
 
@@ -196,12 +197,12 @@ class Boundary(grpc.aio.ServerInterceptor):
                             await self._while_admitted(work, context, scope, ends_itself=False)
                 return
             except Exception as fault:  # as above
-                error = _to_error(method, fault, started)
+                status = to_status(_to_error(method, fault, started))
             # The status waits behind what was written before. A caller who reads nothing gets it when they do; nothing
             # here waits for that.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FAREWELL_SECONDS):
-                    await context.abort_with_status(to_status(error))
+                    await context.abort_with_status(status)
 
         return guarded
 
