@@ -171,7 +171,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                         set_caller(await self._admit(context, scope))
                         return _fitting(await handler(_check(request), context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
-                # The error itself is not kept: it knows this frame, and so the request would live until the collector runs.
+                # The error itself is not kept: it knows this frame, and with it the request would outlive the call.
                 status = to_status(_to_error(method, fault, started))
             await context.abort_with_status(status)  # raises
 
