@@ -157,7 +157,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disabling, "CHUNK_COPIES", 2)
 
 
-@pytest.fixture(params=IntentKind)
+@pytest.fixture(params=MAKERS)
 async def job(request: pytest.FixtureRequest, email_project: Client, world: World) -> Job:
     """Work of each kind."""
     made: Job = await MAKERS[request.param](email_project, world, "x")
@@ -166,7 +166,9 @@ async def job(request: pytest.FixtureRequest, email_project: Client, world: Worl
 
 def test_every_kind_is_tried_here() -> None:
     """F4 to F6: a new kind of intent must be put through these tests, too."""
-    assert set(MAKERS) == set(IntentKind) == set(CHUNKS)
+    # What the workers do for visitors moves no rows; test_activation.py and test_activation_races.py try it.
+    assert set(MAKERS) == set(IntentKind) - {IntentKind.ACTIVATE, IntentKind.REVIEW}
+    assert set(CHUNKS) == set(IntentKind)
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------

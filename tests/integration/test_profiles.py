@@ -583,8 +583,7 @@ async def test_a_read_tells_everything_about_a_profile(
     profile = await get(email_project, who)
     assert profile.identifiers == who
     assert profile.WhichOneof("fields") == "data_fields"
-    # A purchase leaves an empty cart (E7).
-    assert set(profile.data_fields.fields) == ({"shoppingCartItems"} if make is make_by_event else set())
+    assert not profile.data_fields.fields
     assert profile.email_domain == "mail.example.com"
     assert (profile.email_is_placeholder, profile.is_unknown) == (False, False)
     assert profile.signup_source == source
