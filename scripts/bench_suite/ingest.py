@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from os import urandom
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
@@ -345,7 +346,7 @@ def _row(profile_id: UUID, now: datetime) -> tuple[Any, ...]:
         "project_id": PROJECT,
         "profile_id": profile_id,
         "event_time": now,
-        "event_id": event_id_at(now, next(_ids)),
+        "event_id": event_id_at(now, next(_ids), urandom(8).hex()),
         "receive_time": now,
         "kind": EVENT_KIND_PAGE,
         "name": "page viewed",

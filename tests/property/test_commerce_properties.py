@@ -93,7 +93,7 @@ def test_items_and_own_data_stand_side_by_side(
         write_struct(data, own)
         event.data.CopyFrom(data)
     checker = Checker()
-    arrival = read_event(checker, PROJECT, event, "")
+    arrival = read_event(checker, PROJECT, event)
     assert checker.violations == []
     whole = {**(own or {}), "shoppingCartItems" if purchase else "updatedShoppingCartItems": [*map(expected, told)]}
     if total is not None and purchase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from os import urandom
 from typing import Any
 from uuid import UUID
 
@@ -193,9 +194,9 @@ def test_other_data_has_another_hash(first: str, second: str) -> None:
 
 def test_ids_made_by_the_server_are_uuids_in_order() -> None:
     """E3: a made id is a UUIDv7 of its moment, ids of one batch keep its order, and no two are equal."""
-    ids = [UUID(event_id_at(NOW, position)) for position in range(1_000)]
+    ids = [UUID(event_id_at(NOW, position, urandom(8).hex())) for position in range(1_000)]
     assert {each.version for each in ids} == {7}
     assert {each.int >> 80 for each in ids} == {int(NOW.timestamp() * 1_000)}
     assert sorted(ids) == ids
-    assert UUID(event_id_at(NOW + timedelta(milliseconds=1), 0)) > ids[-1]
-    assert event_id_at(NOW, 0) != event_id_at(NOW, 0)
+    assert UUID(event_id_at(NOW + timedelta(milliseconds=1), 0, "0" * 16)) > ids[-1]
+    assert event_id_at(NOW, 0, urandom(8).hex()) != event_id_at(NOW, 0, urandom(8).hex())

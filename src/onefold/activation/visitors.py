@@ -105,7 +105,7 @@ def read_item(project: Project, named: Named, item: activation_service_pb2.Repla
             event.ClearField("update_existing_only")
             # The person is there by then; this admits what may name one.
             event.prefer_user_id = True
-            read = read_event(checker, project, event, "event.")
+            read = read_event(checker.within("event."), project, event)
         case "update":
             fields = read_fields(checker, item.update, "update.")
             read = Change(fields.value, item.update.merge_nested_objects)
@@ -131,7 +131,7 @@ def read_told(
         event.CopyFrom(told)
         event.ClearField("identifiers")
         event.anonymous_id = "somebody"
-        arrival = read_event(checker, project, event, f"events[{index}].")
+        arrival = read_event(checker.within(f"events[{index}]."), project, event)
         data_type = DATA_TYPES.get(arrival.kind)
         if data_type is not None:
             event_id = arrival.event_id or f"events[{index}]"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from os import urandom
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from onefold.callers import Project
@@ -22,7 +22,7 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
 from onefold.events.carts import Carts
-from onefold.events.rules import Arrival, EventRow, call_of, check_time, is_associated, is_backfilled
+from onefold.events.rules import Arrival, EventRow, call_of, changes_cart, check_time, is_associated, is_backfilled
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
 from onefold.triggers import store as triggers
@@ -40,6 +40,9 @@ class Accepted:
     profile_outcome: Outcome | None
     profile_id: UUID | None
 
+
+# The first digit of a UUID's third part begins with the bits 1 and 0; the two after them are random.
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) >> 2] for digit in "0123456789abcdef"}
 
 Result: TypeAlias = "Accepted | OnefoldError"
 
@@ -101,10 +104,13 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     placed: list[_Item] = []
     unused: list[_Item] = []
     for index, item in enumerate(fresh):
+        change = None
         try:
-            _check_time(item, found.now)
-            # Worked out before the person is touched: an event whose cart is too large leaves no trace.
-            change = carts.plan(found.directory, item.arrival, found.now)
+            if item.arrival.event_time is not None:
+                _check_time(item, found.now)
+            if changes_cart(item.arrival):
+                # Worked out before the person is touched: an event whose cart is too large leaves no trace.
+                change = carts.plan(found.directory, item.arrival, found.now)
             stored = _place(project, found, item)
         except VacatedError:
             unused += fresh[index:]
@@ -129,8 +135,10 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
         connection, project.project_id, [item.arrival.event_id for item in unused if item.arrival.event_id is not None]
     )
     new: list[tuple[EventRow, int]] = []
-    for item in placed:
-        row = _row(item, found.now)
+    # For all ids at once: asking the system takes longer than making an id.
+    random = urandom(8 * len(placed)).hex()
+    for number, item in enumerate(placed):
+        row = _row(item, found.now, random[16 * number : 16 * number + 16])
         needs_care = (
             item.arrival.event_id is not None
             or item.link is not None
@@ -172,7 +180,9 @@ async def _claim_ids(
     for item in items:
         if item.arrival.event_id is not None and item.body_hash is not None:
             hashes.setdefault(item.arrival.event_id, item.body_hash)
-    taken = await store.claim_event_ids(connection, project.project_id, hashes) if hashes else {}
+    if not hashes:
+        return items, []
+    taken = await store.claim_event_ids(connection, project.project_id, hashes)
     fresh, waiting = [], []
     claimed: set[str] = set()
     for item in items:
@@ -191,6 +201,8 @@ async def _claim_ids(
 
 def _not_forgotten(batch: _Batch, found: identity.Found, items: list[_Item]) -> list[_Item]:
     """The items whose person or recipient may be written to; the others get their result."""
+    if not found.directory.forgotten:
+        return items
     allowed = []
     for item in items:
         arrival = item.arrival
@@ -245,7 +257,7 @@ def _place(project: Project, found: identity.Found, item: _Item) -> bool:
     return True
 
 
-def _row(item: _Item, now: datetime) -> EventRow:
+def _row(item: _Item, now: datetime, random: str) -> EventRow:
     arrival = item.arrival
     profile_id = item.person.profile_id if item.person is not None else None
     if item.link is not None:
@@ -256,7 +268,7 @@ def _row(item: _Item, now: datetime) -> EventRow:
         item.link.origin_id if item.link is not None else None,
         item.link.merge_id if item.link is not None else None,
         arrival.event_time or now,
-        arrival.event_id or event_id_at(now, item.position),
+        arrival.event_id or event_id_at(now, item.position, random),
         arrival.kind,
         arrival.name,
         arrival.payload.text,
@@ -282,15 +294,13 @@ def _triggers(batch: _Batch) -> list[NewTrigger]:
     return found
 
 
-def event_id_at(now: datetime, position: int) -> str:
+def event_id_at(now: datetime, position: int, random: str) -> str:
     """A UUIDv7 (RFC 9562, 5.7) for the event at a position of a batch accepted at `now`.
 
     Its milliseconds are the database's, and the 12 bits after them count the position, so that the events of a batch
-    that happened at one moment keep their order.
+    that happened at one moment keep their order. `random`: 16 random hexadecimal digits.
     """
-    random = urandom(8)
-    text = random.hex()
-    return f"{_moment_of_id(now)}-7{position & 0xFFF:03x}-{'89ab'[random[0] >> 6]}{text[1:4]}-{text[4:]}"
+    return f"{_moment_of_id(now)}-7{position & 0xFFF:03x}-{_VARIANT[random[0]]}{random[1:4]}-{random[4:]}"
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
@@ -14,7 +14,7 @@ from onefold.errors import OnefoldError, invalid
 from onefold.events.ingest import Accepted, Result
 from onefold.events.rules import ITEMS_FIELDS, TOTAL_FIELD, Arrival, EventKind
 from onefold.identity.messages import read_anonymous_id, read_identifiers, to_outcome
-from onefold.identity.rules import email_problem, fold_ascii
+from onefold.identity.rules import Named, email_problem, fold_ascii
 from onefold.limits import (
     EVENT_DATA_BYTES,
     EVENT_ID_CHARACTERS,
@@ -34,29 +34,31 @@ _KINDS: Final = {int(kind): kind for kind in EventKind}
 # The events of a batch share theirs. A message takes a copy of it.
 _receive_time: Final = lru_cache(maxsize=16)(to_timestamp)
 
+# Identifiers as they were told, with prefer_user_id, and whom they name.
+_Names: TypeAlias = dict[tuple[str, str, bool], Named]
+
 
 def read_batch(project: Project, events: Iterable[event_pb2.NewEvent]) -> list[Arrival | OnefoldError]:
     """Checks the events of a batch, each for itself: the event, or what is wrong with it."""
-    return [_read_item(project, event) for event in events]
+    names: _Names = {}
+    return [_read_item(project, event, names) for event in events]
 
 
-def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, prefix: str) -> Arrival:
-    """Checks an event; what is wrong is noted under its path, which begins with `prefix`."""
+def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, names: _Names | None = None) -> Arrival:
+    """Checks an event. `names` remembers those of a batch that were good: it tells many events of few people."""
     named = anonymous_id = None
     if event.HasField("identifiers"):
-        named = read_identifiers(
-            checker, project, event.identifiers, prefix=f"{prefix}identifiers", long_user_id=event.prefer_user_id
-        )
+        named = _read_named(checker, project, event, {} if names is None else names)
     if event.anonymous_id:
-        anonymous_id = read_anonymous_id(checker, project, f"{prefix}anonymous_id", event.anonymous_id)
-    payload = _read_data(checker, event, prefix)
-    recipient = _read_recipient(checker, event, payload, prefix) if named is None and anonymous_id is None else None
-    kind = _KINDS.get(checker.one_of(f"{prefix}kind", event.kind, _KNOWN_KINDS), EventKind.CUSTOM)
+        anonymous_id = read_anonymous_id(checker, project, "anonymous_id", event.anonymous_id)
+    payload = _read_data(checker, event)
+    recipient = _read_recipient(checker, event, payload) if named is None and anonymous_id is None else None
+    kind = _KINDS.get(checker.one_of("kind", event.kind, _KNOWN_KINDS), EventKind.CUSTOM)
     if event.items or event.HasField("total"):
-        payload = _with_items(checker, event, kind, payload, prefix)
-    name = checker.text(f"{prefix}name", event.name, required=True, max_bytes=NAME_BYTES)
-    event_id = checker.text(f"{prefix}event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
-    event_time = checker.timestamp(f"{prefix}event_time", event.event_time) if event.HasField("event_time") else None
+        payload = _with_items(checker, event, kind, payload)
+    name = checker.text("name", event.name, required=True, max_bytes=NAME_BYTES)
+    event_id = checker.text("event_id", event.event_id, max_characters=EVENT_ID_CHARACTERS)
+    event_time = checker.timestamp("event_time", event.event_time) if event.HasField("event_time") else None
     return Arrival(
         named,
         anonymous_id,
@@ -116,23 +118,34 @@ def to_batch_results(
     return results
 
 
-def _read_item(project: Project, event: event_pb2.NewEvent) -> Arrival | OnefoldError:
+def _read_item(project: Project, event: event_pb2.NewEvent, names: _Names) -> Arrival | OnefoldError:
     checker = Checker()
-    arrival = read_event(checker, project, event, "")
+    arrival = read_event(checker, project, event, names)
     return invalid(checker.violations) if checker.violations else arrival
 
 
-def _read_data(checker: Checker, event: event_pb2.NewEvent, prefix: str) -> Payload:
+def _read_named(checker: Checker, project: Project, event: event_pb2.NewEvent, names: _Names) -> Named:
+    identifiers, long_user_id = event.identifiers, event.prefer_user_id
+    key = (identifiers.email, identifiers.user_id, long_user_id)
+    known = names.get(key)
+    if known is None:
+        known = read_identifiers(checker, project, identifiers, long_user_id=long_user_id)
+        if known.email or known.user_id:
+            names[key] = known
+    return known
+
+
+def _read_data(checker: Checker, event: event_pb2.NewEvent) -> Payload:
     match event.WhichOneof("payload"):
         case "data":
-            return read_struct(checker, f"{prefix}data", event.data, max_bytes=EVENT_DATA_BYTES)
+            return read_struct(checker, "data", event.data, max_bytes=EVENT_DATA_BYTES)
         case "data_json":
-            return read_json(checker, f"{prefix}data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
+            return read_json(checker, "data_json", event.data_json, max_bytes=EVENT_DATA_BYTES)
         case _:
             return EMPTY
 
 
-def _read_recipient(checker: Checker, event: event_pb2.NewEvent, payload: Payload, prefix: str) -> str | None:
+def _read_recipient(checker: Checker, event: event_pb2.NewEvent, payload: Payload) -> str | None:
     """The address that an event of nobody was sent to, which is in its data (E6)."""
     form = event.WhichOneof("payload")
     if payload is EMPTY and form is not None:
@@ -140,30 +153,28 @@ def _read_recipient(checker: Checker, event: event_pb2.NewEvent, payload: Payloa
         return None
     recipient = payload.value.get("recipient")
     if recipient is None or recipient == "":
-        checker.refuse(f"{prefix}identifiers", "is required unless anonymous_id or data.recipient is given")
+        checker.refuse("identifiers", "is required unless anonymous_id or data.recipient is given")
         return None
-    return check_recipient(checker, f"{prefix}{form}.recipient", recipient)
+    return check_recipient(checker, f"{form}.recipient", recipient)
 
 
-def _with_items(checker: Checker, event: event_pb2.NewEvent, kind: EventKind, own: Payload, prefix: str) -> Payload:
+def _with_items(checker: Checker, event: event_pb2.NewEvent, kind: EventKind, own: Payload) -> Payload:
     """The event's own data together with its typed items and total, where clients look for them (E7)."""
     form = event.WhichOneof("payload")
     refused_before = len(checker.violations)
     if event.items and kind not in ITEMS_FIELDS:
-        checker.refuse(f"{prefix}items", "belongs to purchases and cart updates only")
+        checker.refuse("items", "belongs to purchases and cart updates only")
     if event.HasField("total") and kind is not EventKind.PURCHASE:
-        checker.refuse(f"{prefix}total", "belongs to purchases only")
+        checker.refuse("total", "belongs to purchases only")
     if len(event.items) > EVENT_ITEMS:
-        checker.refuse(f"{prefix}items", f"must have at most {EVENT_ITEMS} items")
-    total = _read_number(checker, f"{prefix}total", event.total)
-    items = [
-        _read_commerce(checker, item, f"{prefix}items[{index}]") for index, item in enumerate(event.items[:EVENT_ITEMS])
-    ]
+        checker.refuse("items", f"must have at most {EVENT_ITEMS} items")
+    total = _read_number(checker, "total", event.total)
+    items = [_read_commerce(checker, item, f"items[{index}]") for index, item in enumerate(event.items[:EVENT_ITEMS])]
     fields = {ITEMS_FIELDS[kind]} if kind in ITEMS_FIELDS else set()
     if kind is EventKind.PURCHASE:
         fields.add(TOTAL_FIELD)
     for field in sorted(fields & own.value.keys()):
-        checker.refuse(f"{prefix}{form}.{field}", "is told by items and total already")
+        checker.refuse(f"{form}.{field}", "is told by items and total already")
     if len(checker.violations) > refused_before or (own is EMPTY and form is not None):
         return own
     told: dict[str, Any] = {TOTAL_FIELD: total} if event.HasField("total") else {}
@@ -174,7 +185,7 @@ def _with_items(checker: Checker, event: event_pb2.NewEvent, kind: EventKind, ow
         # As text, so that the event's own data stays as it was told, with every digit.
         text = f"{text[:-1]},{own.text.lstrip()[1:]}"
     # All limits hold for the whole.
-    return read_json(checker, f"{prefix}data", text, max_bytes=EVENT_DATA_BYTES)
+    return read_json(checker, "data", text, max_bytes=EVENT_DATA_BYTES)
 
 
 def _read_commerce(checker: Checker, item: event_pb2.CommerceItem, path: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores one event."""
         project = caller().project
         checker = Checker()
-        arrival = read_event(checker, project, request.event, "event.")
+        arrival = read_event(checker.within("event."), project, request.event)
         request_id = checker.request_id(request.request_id)
         checker.raise_if_wrong()
         if not request_id:

@@ -26,10 +26,18 @@ class Checker:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self.reason = Reason.FIELDS_INVALID
+        self._prefix = ""
+
+    def within(self, prefix: str) -> Checker:
+        """A Checker for a part of the request: it notes with the others, under paths that begin with `prefix`."""
+        part = Checker()
+        part.violations = self.violations
+        part._prefix = self._prefix + prefix
+        return part
 
     def refuse(self, field: str, description: str) -> None:
         """Notes that a field is wrong."""
-        self.violations.append(Violation(field, description))
+        self.violations.append(Violation(self._prefix + field, description))
 
     def raise_if_wrong(self) -> None:
         """Raises INVALID_ARGUMENT with everything noted so far, if anything was."""
