@@ -59,6 +59,8 @@ MEASUREMENTS: Final = (
             "batch_track_struct_ratio": Target("ratio", "at least", 0.4),
             "batch_track_ids_ratio": Target("ratio", "at least", 0.4),
             "stream_ratio": Target("ratio", "at least", 0.6),
+            "batch_track_one_process_ratio": Target("ratio", "at least", 0.6),
+            "stream_one_process_ratio": Target("ratio", "at least", 0.6),
         },
         alone=batch,
     ),

@@ -22,7 +22,16 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
 from onefold.events.carts import Carts
-from onefold.events.rules import Arrival, EventRow, call_of, changes_cart, check_time, is_associated, is_backfilled
+from onefold.events.rules import (
+    Arrival,
+    EventRow,
+    call_of,
+    changes_cart,
+    check_time,
+    is_associated,
+    is_backfilled,
+    may_take_user_id,
+)
 from onefold.identity import store as identity
 from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
 from onefold.triggers import store as triggers
@@ -41,7 +50,8 @@ class Accepted:
     profile_id: UUID | None
 
 
-# The first digit of a UUID's third part begins with the bits 1 and 0; the two after them are random.
+# Of a UUID's text: the version and the 12 bits behind it; and the digit of its variant, two of whose bits are random.
+_POSITIONS: Final = tuple(f"-7{position:03x}-" for position in range(1 << 12))
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) >> 2] for digit in "0123456789abcdef"}
 
 Result: TypeAlias = "Accepted | OnefoldError"
@@ -138,7 +148,7 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
     # For all ids at once: asking the system takes longer than making an id.
     random = urandom(8 * len(placed)).hex()
     for number, item in enumerate(placed):
-        row = _row(item, found.now, random[16 * number : 16 * number + 16])
+        row = _row(project.project_id, item, found.now, random[16 * number : 16 * number + 16])
         needs_care = (
             item.arrival.event_id is not None
             or item.link is not None
@@ -148,7 +158,7 @@ async def _round(connection: Connection, project: Project, batch: _Batch, items:
         )
         (batch.rows if needs_care else new).append((row, item.position))
         batch.results[item.position] = Accepted(row.event_id, found.now, False, item.profile_outcome, row.profile_id)
-    await store.copy(connection, project.project_id, [row for row, _ in new], found.now)
+    await store.copy(connection, [row for row, _ in new])
     batch.copied += new
     return waiting
 
@@ -161,7 +171,7 @@ def _wanted(project: Project, items: list[_Item]) -> list[tuple[IdentifierKind, 
             wanted += wanted_identifiers(
                 project.identifier_type,
                 arrival.named,
-                prefer_user_id=call_of(project.identifier_type, arrival).prefer_user_id,
+                prefer_user_id=may_take_user_id(arrival),
             )
         elif arrival.anonymous_id is not None:
             wanted.append((IdentifierKind.ANONYMOUS_ID, arrival.anonymous_id))
@@ -257,25 +267,30 @@ def _place(project: Project, found: identity.Found, item: _Item) -> bool:
     return True
 
 
-def _row(item: _Item, now: datetime, random: str) -> EventRow:
-    arrival = item.arrival
+def _row(project_id: str, item: _Item, now: datetime, random: str) -> EventRow:
+    arrival, link = item.arrival, item.link
     profile_id = item.person.profile_id if item.person is not None else None
-    if item.link is not None:
-        profile_id = item.link.profile_id
+    origin_id = merge_id = link_time = None
+    if link is not None:
+        profile_id, origin_id, merge_id = link.profile_id, link.origin_id, link.merge_id
+        # What an unknown profile's visitor does is the profile's own, and no history that a link brings.
+        link_time = None if link.follows_visitor else link.link_time
     return EventRow(
+        project_id,
         profile_id,
-        arrival.anonymous_id,
-        item.link.origin_id if item.link is not None else None,
-        item.link.merge_id if item.link is not None else None,
         arrival.event_time or now,
         arrival.event_id or event_id_at(now, item.position, random),
+        now,
         arrival.kind,
         arrival.name,
+        arrival.anonymous_id,
         arrival.payload.text,
-        arrival.recipient,
         arrival.suppress_triggers,
-        # What an unknown profile's visitor does is the profile's own, and no history that a link brings.
-        item.link.link_time if item.link is not None and not item.link.follows_visitor else None,
+        origin_id is not None,
+        origin_id,
+        merge_id,
+        link_time,
+        arrival.recipient,
     )
 
 
@@ -300,7 +315,7 @@ def event_id_at(now: datetime, position: int, random: str) -> str:
     Its milliseconds are the database's, and the 12 bits after them count the position, so that the events of a batch
     that happened at one moment keep their order. `random`: 16 random hexadecimal digits.
     """
-    return f"{_moment_of_id(now)}-7{position & 0xFFF:03x}-{_VARIANT[random[0]]}{random[1:4]}-{random[4:]}"
+    return f"{_moment_of_id(now)}{_POSITIONS[position & 0xFFF]}{_VARIANT[random[0]]}{random[1:4]}-{random[4:]}"
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import orjson
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from onefold.callers import Project
 from onefold.errors import OnefoldError, invalid
@@ -34,6 +35,8 @@ _KINDS: Final = {int(kind): kind for kind in EventKind}
 # The events of a batch share theirs. A message takes a copy of it.
 _receive_time: Final = lru_cache(maxsize=16)(to_timestamp)
 
+BatchResults: TypeAlias = RepeatedCompositeFieldContainer[events_service_pb2.BatchTrackResult]
+
 # Identifiers as they were told, with prefer_user_id, and whom they name.
 _Names: TypeAlias = dict[tuple[str, str, bool], Named]
 
@@ -41,7 +44,16 @@ _Names: TypeAlias = dict[tuple[str, str, bool], Named]
 def read_batch(project: Project, events: Iterable[event_pb2.NewEvent]) -> list[Arrival | OnefoldError]:
     """Checks the events of a batch, each for itself: the event, or what is wrong with it."""
     names: _Names = {}
-    return [_read_item(project, event, names) for event in events]
+    checker = Checker()
+    read: list[Arrival | OnefoldError] = []
+    for event in events:
+        arrival = read_event(checker, project, event, names)
+        if checker.violations:
+            read.append(invalid(checker.violations))
+            checker = Checker()
+        else:
+            read.append(arrival)
+    return read
 
 
 def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, names: _Names | None = None) -> Arrival:
@@ -53,7 +65,10 @@ def read_event(checker: Checker, project: Project, event: event_pb2.NewEvent, na
         anonymous_id = read_anonymous_id(checker, project, "anonymous_id", event.anonymous_id)
     payload = _read_data(checker, event)
     recipient = _read_recipient(checker, event, payload) if named is None and anonymous_id is None else None
-    kind = _KINDS.get(checker.one_of("kind", event.kind, _KNOWN_KINDS), EventKind.CUSTOM)
+    kind = _KINDS.get(event.kind)
+    if kind is None:
+        checker.one_of("kind", event.kind, _KNOWN_KINDS)
+        kind = EventKind.CUSTOM
     if event.items or event.HasField("total"):
         payload = _with_items(checker, event, kind, payload)
     name = checker.text("name", event.name, required=True, max_bytes=NAME_BYTES)
@@ -101,27 +116,16 @@ def _tell(result: event_pb2.TrackResult, accepted: Accepted) -> None:
         result.profile_id = str(accepted.profile_id)
 
 
-def to_batch_results(
-    read: Sequence[Arrival | OnefoldError], stored: Iterable[Result]
-) -> list[events_service_pb2.BatchTrackResult]:
-    """The results of a batch in its order: `stored` has one for each of its events that could be read."""
+def fill_batch_results(results: BatchResults, read: Sequence[Arrival | OnefoldError], stored: Iterable[Result]) -> None:
+    """Adds the results of a batch in its order: `stored` has one for each of its events that could be read."""
     remaining = iter(stored)
-    results = []
+    add = results.add
     for item in read:
         result: Result = next(remaining) if isinstance(item, Arrival) else item
-        told = events_service_pb2.BatchTrackResult()
         if isinstance(result, OnefoldError):
-            told.error.CopyFrom(to_item_error(result))
+            add().error.CopyFrom(to_item_error(result))
         else:
-            _tell(told.result, result)
-        results.append(told)
-    return results
-
-
-def _read_item(project: Project, event: event_pb2.NewEvent, names: _Names) -> Arrival | OnefoldError:
-    checker = Checker()
-    arrival = read_event(checker, project, event, names)
-    return invalid(checker.violations) if checker.violations else arrival
+            _tell(add().result, result)
 
 
 def _read_named(checker: Checker, project: Project, event: event_pb2.NewEvent, names: _Names) -> Named:

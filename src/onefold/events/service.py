@@ -20,7 +20,14 @@ from onefold.errors import OnefoldError, Violation, invalid
 from onefold.events import store
 from onefold.events.batcher import Batcher
 from onefold.events.ingest import Result, ingest
-from onefold.events.messages import check_recipient, read_batch, read_event, to_batch_results, to_result
+from onefold.events.messages import (
+    BatchResults,
+    check_recipient,
+    fill_batch_results,
+    read_batch,
+    read_event,
+    to_result,
+)
 from onefold.events.rules import Arrival, EventKind, is_backfilled
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers
 from onefold.identity.people import find_profile_id
@@ -88,7 +95,9 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         read = read_batch(project, request.events)
 
         async def work(connection: Connection) -> events_service_pb2.BatchTrackResponse:
-            return events_service_pb2.BatchTrackResponse(results=await _store(connection, project, read))
+            answer = events_service_pb2.BatchTrackResponse()
+            await _store(connection, project, read, answer.results)
+            return answer
 
         answer, _ = await write_once(
             self._database,
@@ -107,13 +116,21 @@ class EventsService(events_service_pb2_grpc.EventsServiceServicer):
         """Stores batch after batch, and acknowledges each when it is committed."""
         async with contextlib.aclosing(read_ahead(_read_stream(request_iterator), STREAM_BATCHES)) as batches:
             async for sequence, read in batches:
-                yield events_service_pb2.TrackStreamResponse(sequence=sequence, results=await self._store_next(read))
+                yield await self._store_next(sequence, read)
 
-    async def _store_next(self, read: Sequence[Arrival | OnefoldError]) -> list[events_service_pb2.BatchTrackResult]:
+    async def _store_next(
+        self, sequence: int, read: Sequence[Arrival | OnefoldError]
+    ) -> events_service_pb2.TrackStreamResponse:
         # Asked anew for every batch: a stream may outlive the settings that it began with.
         project = caller().project
+
+        async def work(connection: Connection) -> events_service_pb2.TrackStreamResponse:
+            answer = events_service_pb2.TrackStreamResponse(sequence=sequence)
+            await _store(connection, project, read, answer.results)
+            return answer
+
         async with self._stream_turns:
-            return await self._database.transact(lambda connection: _store(connection, project, read))
+            return await self._database.transact(work)
 
     async def ListEvents(
         self, request: events_service_pb2.ListEventsRequest, context: Context
@@ -176,10 +193,10 @@ def _check_count(checker: Checker, events: Sequence[event_pb2.NewEvent]) -> None
 
 
 async def _store(
-    connection: Connection, project: Project, read: Sequence[Arrival | OnefoldError]
-) -> list[events_service_pb2.BatchTrackResult]:
-    """Stores the events of a batch that could be read; the results of all of it, in order."""
-    return to_batch_results(read, await ingest(connection, project, _arrivals(read)))
+    connection: Connection, project: Project, read: Sequence[Arrival | OnefoldError], results: BatchResults
+) -> None:
+    """Stores the events of a batch that could be read; adds the results of all of it, in order."""
+    fill_batch_results(results, read, await ingest(connection, project, _arrivals(read)))
 
 
 def _arrivals(read: Sequence[Arrival | OnefoldError]) -> list[Arrival]:

@@ -16,19 +16,10 @@ from onefold.limits import ANONYMOUS_LIFETIME, EVENT_ID_LIFETIME
 
 queries: Final = Queries("onefold.events")
 
-# What `copy` fills in: every column of the two tables.
-_COMMON_COLUMNS: Final = (
-    "event_time",
-    "event_id",
-    "receive_time",
-    "kind",
-    "name",
-    "anonymous_id",
-    "data",
-    "suppress_triggers",
-)
-EVENT_COLUMNS: Final = ("project_id", "profile_id", *_COMMON_COLUMNS, "was_anonymous", "origin_id")
-ANONYMOUS_EVENT_COLUMNS: Final = ("project_id", "subject_id", *_COMMON_COLUMNS)
+# What `copy` fills in: every column of the two tables. A row of events is what an EventRow begins with.
+EVENT_COLUMNS: Final = EventRow._fields[: EventRow._fields.index("origin_id") + 1]
+_COMMON: Final = slice(EVENT_COLUMNS.index("event_time"), EVENT_COLUMNS.index("suppress_triggers") + 1)
+ANONYMOUS_EVENT_COLUMNS: Final = ("project_id", "subject_id", *EVENT_COLUMNS[_COMMON])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +80,16 @@ async def release_event_ids(connection: Connection, project_id: str, event_ids: 
         await queries.release_event_ids.execute(connection, project_id=project_id, event_ids=event_ids)
 
 
-async def copy(connection: Connection, project_id: str, rows: Sequence[EventRow], now: datetime) -> None:
+async def copy(connection: Connection, rows: Sequence[EventRow]) -> None:
     """Stores events of people and visitors, none of them late, whose ids the server has made.
 
     Such an id is new for certain, so the rows go by COPY: with no conflict to look for and no arrays to take apart, it
-    costs both sides half of what `insert` does. `now` is the transaction's own time.
+    costs both sides half of what `insert` does. Their receive_time must be the transaction's own.
     """
-    known = [
-        (project_id, row.profile_id, *_common(row, now), False, None) for row in rows if row.profile_id is not None
-    ]
+    width = len(EVENT_COLUMNS)
+    known = [row[:width] for row in rows if row.profile_id is not None]
     anonymous = [
-        (project_id, subject_id(project_id, row.anonymous_id), *_common(row, now))
+        (row.project_id, subject_id(row.project_id, row.anonymous_id), *tuple(row)[_COMMON])
         for row in rows
         if row.profile_id is None and row.anonymous_id is not None
     ]
@@ -107,19 +97,6 @@ async def copy(connection: Connection, project_id: str, rows: Sequence[EventRow]
         await connection.copy_records_to_table("events", columns=EVENT_COLUMNS, records=known)
     if anonymous:
         await connection.copy_records_to_table("anonymous_events", columns=ANONYMOUS_EVENT_COLUMNS, records=anonymous)
-
-
-def _common(row: EventRow, now: datetime) -> tuple[object, ...]:
-    return (
-        row.event_time,
-        row.event_id,
-        now,
-        row.kind,
-        row.name,
-        row.anonymous_id,
-        row.data,
-        row.suppress_triggers,
-    )
 
 
 async def insert(
