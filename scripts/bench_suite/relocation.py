@@ -6,7 +6,7 @@ import time
 from statistics import median
 from typing import Final
 
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 
 from .client import Stage
 from .figure import Figure

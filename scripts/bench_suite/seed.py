@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 
 from .client import Stage
 from .stage import PROJECT

@@ -12,7 +12,7 @@ import pytest
 from arq.connections import create_pool
 
 from onefold.db.migrate import migrate
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 from onefold.intents.doorbell import redis_settings
 from onefold.projects.bootstrap import ensure_project
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from conftest import MakeProject
-from onefold.identity.rules import generated_placeholder
+from onefold.identity.naming import generated_placeholder
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON, DataFormat
 from onefold.v1.error_reason_pb2 import ErrorReason
 from onefold.v1.identity_service_pb2 import (

@@ -18,7 +18,7 @@ from onefold.config import Settings
 from onefold.db.pool import SERVER_SETTINGS
 from onefold.events.ingest import ingest
 from onefold.events.rules import Arrival, EventKind
-from onefold.identity.rules import Named
+from onefold.identity.naming import Named
 from onefold.rpc.payload import EMPTY
 from onefold.triggers import service, store
 from onefold.triggers.horizon import Horizon

@@ -15,7 +15,7 @@ from onefold.config import Settings
 from onefold.db.pool import SERVER_SETTINGS
 from onefold.events.ingest import ingest
 from onefold.events.rules import Arrival, EventKind
-from onefold.identity.rules import Named
+from onefold.identity.naming import Named
 from onefold.rpc.payload import EMPTY
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.event_pb2 import EVENT_KIND_PAGE, NewEvent

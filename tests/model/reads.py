@@ -11,7 +11,7 @@ import grpc
 
 from model.entities import Names, Person
 from model.model import Model
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.devices_service_pb2 import ListDevicesRequest, ListTokenHoldersRequest
 from onefold.v1.identity_service_pb2 import (

@@ -13,24 +13,26 @@ from hypothesis import strategies as st
 
 from onefold.callers import IdentifierType
 from onefold.errors import OnefoldError
-from onefold.identity.rules import (
+from onefold.identity.naming import (
     REFUSED_IDS,
-    Call,
-    Directory,
     IdentifierKind,
     Named,
+    email_problem,
+    fold_ascii,
+    generated_placeholder,
+    java_hash_code,
+    name_person,
+    user_id_problem,
+)
+from onefold.identity.rules import (
+    Call,
+    Directory,
     Outcome,
     Person,
     SignupSource,
     VacatedError,
-    email_problem,
-    fold_ascii,
-    generated_placeholder,
     is_exclusive,
-    java_hash_code,
     merge_fields,
-    name_person,
-    user_id_problem,
     wanted_identifiers,
 )
 from support.placeholders import java_hash, short_placeholder

@@ -23,7 +23,7 @@ from onefold.events.rules import (
     is_backfilled,
     is_expired,
 )
-from onefold.identity.rules import Named
+from onefold.identity.naming import Named
 from onefold.rpc.payload import Payload
 from onefold.v1 import event_pb2
 

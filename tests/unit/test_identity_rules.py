@@ -10,18 +10,17 @@ import pytest
 
 from onefold.callers import IdentifierType
 from onefold.errors import Kind, OnefoldError, Reason
-from onefold.identity.rules import (
+from onefold.identity.naming import (
     anonymous_id_problem,
     email_problem,
     fold_ascii,
     generated_placeholder,
     is_placeholder,
     java_hash_code,
-    merge_fields,
     name_person,
-    updated_fields,
     user_id_problem,
 )
+from onefold.identity.rules import merge_fields, updated_fields
 
 GOOD_EMAILS = [
     "person@example.com",

@@ -9,7 +9,8 @@ import pytest
 
 from onefold.callers import IdentifierType, Region
 from onefold.errors import Kind, OnefoldError, Reason
-from onefold.identity.rules import IdentifierKind, is_exclusive
+from onefold.identity.naming import IdentifierKind
+from onefold.identity.rules import is_exclusive
 from onefold.projects.rules import (
     check_region,
     check_type_stays,

@@ -11,9 +11,10 @@ from onefold.activation.store import queries
 from onefold.callers import Project
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, failed_precondition
+from onefold.identity import links
 from onefold.identity import store as identity
+from onefold.identity.naming import Named, is_session_id
 from onefold.identity.people import profile_not_found
-from onefold.identity.rules import Named, is_session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Consent:
 def visitor_id(project: Project, holder: Named | str) -> UUID:
     """Under what the consent of somebody without a profile is kept."""
     if isinstance(holder, str):
-        return identity.subject_id(project.project_id, holder)
-    return identity.session_id(project.project_id, holder.user_id or "")
+        return links.subject_id(project.project_id, holder)
+    return links.session_id(project.project_id, holder.user_id or "")
 
 
 async def record(

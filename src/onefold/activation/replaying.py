@@ -14,8 +14,9 @@ from onefold.errors import OnefoldError
 from onefold.events.ingest import Accepted, ingest
 from onefold.events.rules import Arrival
 from onefold.identity.batch import Update, update_profiles
+from onefold.identity.naming import Named
 from onefold.identity.people import Written, write_profile
-from onefold.identity.rules import Call, Named, Outcome
+from onefold.identity.rules import Call, Outcome
 
 Item: TypeAlias = "Arrival | Change"
 Result: TypeAlias = "Accepted | Written | OnefoldError"

@@ -28,10 +28,10 @@ from onefold.events.messages import to_result
 from onefold.events.rules import Arrival
 from onefold.events.service import within
 from onefold.events.store import note_visitors
+from onefold.identity.links import subject_id
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers, to_profile_write
 from onefold.identity.people import Written
 from onefold.identity.rules import Call, SignupSource
-from onefold.identity.store import subject_id
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.rules import IntentKind

@@ -19,7 +19,7 @@ from onefold.clock import EARLIEST, LATEST
 from onefold.db.queries import Connection, Queries, Record
 from onefold.events import store as events
 from onefold.events.rules import EventKind
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 from onefold.limits import ANONYMOUS_LIFETIME, EVENT_AHEAD, VISITOR_EVENTS
 
 queries: Final = Queries("onefold.activation")

@@ -17,9 +17,11 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists, failed_precondition
 from onefold.events.ingest import ingest
 from onefold.events.rules import Arrival, EventKind
+from onefold.identity import links
 from onefold.identity import store as identity
+from onefold.identity.naming import Named
 from onefold.identity.people import Written, write_profile
-from onefold.identity.rules import Call, Named, Outcome, Person, SignupSource
+from onefold.identity.rules import Call, Outcome, Person, SignupSource
 from onefold.rpc.payload import Payload
 
 UNKNOWN_SESSION: Final = "unknownSession"
@@ -63,7 +65,7 @@ async def make_unknown(
         raise failed_precondition(
             Reason.CRITERIA_STALE, "The criterion does not exist any more. List the criteria and evaluate again."
         )
-    holder_id = identity.session_id(project_id, session.user_id)
+    holder_id = links.session_id(project_id, session.user_id)
     if project.settings.require_consent and not await consents.hold(connection, project_id, [holder_id]):
         raise consents.consent_required()
     written = await write_profile(connection, project, named, MAKE_UNKNOWN, data_fields=data_fields)

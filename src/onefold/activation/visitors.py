@@ -16,7 +16,7 @@ from onefold.callers import Project
 from onefold.errors import OnefoldError, invalid
 from onefold.events.messages import read_event
 from onefold.identity.messages import read_anonymous_id, read_identifiers
-from onefold.identity.rules import Named
+from onefold.identity.naming import Named
 from onefold.limits import DATA_FIELDS_BYTES, DEVICE_ID_BYTES, EVALUATED_EVENTS, NAME_BYTES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.payload import EMPTY, Payload, read_json, read_struct

@@ -23,10 +23,10 @@ from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
-from onefold.identity import store as identity
+from onefold.identity import links
 from onefold.identity.batch import Update, update_profiles
-from onefold.identity.rules import Named
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
+from onefold.identity.naming import Named
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
@@ -169,7 +169,7 @@ async def _make(connection: Connection, project: Project, matched: Mapping[str, 
         sessions.append((user_id, written.person.profile_id, session_data(str(matched[name]))))
     await tell_sessions(connection, project, sessions)
     for name, (_, profile_id, _) in zip(names, sessions, strict=True):
-        link, is_new = await identity.claim_link(connection, project_id, name, profile_id, "", identity.OPEN_LINK)
+        link, is_new = await links.claim_link(connection, project_id, name, profile_id, "", links.OPEN_LINK)
         if not is_new:
             # Somebody has just said who the visitor is.
             raise LostRaceError

@@ -22,8 +22,9 @@ from onefold.identity.messages import (
     to_outcome,
     to_profile_write,
 )
+from onefold.identity.naming import Named
 from onefold.identity.people import find_profile_id, write_profile
-from onefold.identity.rules import Call, Named, Outcome, SignupSource
+from onefold.identity.rules import Call, Outcome, SignupSource
 from onefold.identity.store import hold_profile
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell

@@ -17,7 +17,8 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.events.rules import CART_FIELD, Arrival, cart_after, changes_cart, is_newer_cart
 from onefold.events.store import queries
-from onefold.identity.rules import Directory, Named, Outcome, Person, VacatedError, updated_fields
+from onefold.identity.naming import Named
+from onefold.identity.rules import Directory, Outcome, Person, VacatedError, updated_fields
 
 
 @dataclass(slots=True)

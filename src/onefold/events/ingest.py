@@ -32,8 +32,10 @@ from onefold.events.rules import (
     is_backfilled,
     may_take_user_id,
 )
+from onefold.identity import links
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Named, Outcome, Person, VacatedError, wanted_identifiers
+from onefold.identity.naming import IdentifierKind, Named
+from onefold.identity.rules import Outcome, Person, VacatedError, wanted_identifiers
 from onefold.triggers import store as triggers
 from onefold.triggers.rules import mark_of
 from onefold.triggers.store import NewTrigger
@@ -66,7 +68,7 @@ class _Item:
     body_hash: bytes | None
     person: Person | None = None
     profile_outcome: Outcome | None = None
-    link: identity.LinkRow | None = None
+    link: links.LinkRow | None = None
 
 
 @dataclass(slots=True)

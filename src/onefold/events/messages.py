@@ -15,7 +15,7 @@ from onefold.errors import OnefoldError, invalid
 from onefold.events.ingest import Accepted, Result
 from onefold.events.rules import ITEMS_FIELDS, TOTAL_FIELD, Arrival, EventKind
 from onefold.identity.messages import read_anonymous_id, read_identifiers, to_outcome
-from onefold.identity.rules import Named, email_problem, fold_ascii
+from onefold.identity.naming import Named, email_problem, fold_ascii
 from onefold.limits import (
     EVENT_DATA_BYTES,
     EVENT_ID_CHARACTERS,

@@ -15,7 +15,8 @@ import orjson
 from onefold.callers import IdentifierType
 from onefold.clock import to_microseconds
 from onefold.errors import OnefoldError, Reason, Violation, invalid
-from onefold.identity.rules import Call, Named, SignupSource
+from onefold.identity.naming import Named
+from onefold.identity.rules import Call, SignupSource
 from onefold.limits import ANONYMOUS_LIFETIME, BACKFILL_AGE, EVENT_AHEAD
 from onefold.rpc.payload import Payload
 

@@ -29,9 +29,9 @@ from onefold.events.messages import (
     to_result,
 )
 from onefold.events.rules import Arrival, EventKind, is_backfilled
+from onefold.identity.links import subject_id
 from onefold.identity.messages import read_anonymous_id, read_data_format, read_identifiers
 from onefold.identity.people import find_profile_id
-from onefold.identity.store import subject_id
 from onefold.limits import BATCH_EVENTS, FILTER_NAMES, NAME_BYTES, STREAM_BATCHES
 from onefold.rpc.checks import Checker, to_timestamp
 from onefold.rpc.paging import build_page, make_token, moment_part, page_size, read_token, text_part

@@ -11,7 +11,7 @@ from uuid import UUID
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries, Record
 from onefold.events.rules import EventKind, EventRow
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 from onefold.limits import ANONYMOUS_LIFETIME, EVENT_ID_LIFETIME
 
 queries: Final = Queries("onefold.events")

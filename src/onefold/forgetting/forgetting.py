@@ -18,8 +18,9 @@ from onefold.db.queries import Connection, Queries
 from onefold.devices.store import lock_token
 from onefold.events.store import recipient_id
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, Named, forgotten_hash, is_exclusive, wanted_identifiers
-from onefold.identity.store import session_id, subject_id
+from onefold.identity.links import session_id, subject_id
+from onefold.identity.naming import IdentifierKind, Named
+from onefold.identity.rules import forgotten_hash, is_exclusive, wanted_identifiers
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent

@@ -11,8 +11,8 @@ from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.forgetting.forgetting import Blocked, erase, forget, list_forgotten, unforget
 from onefold.identity.messages import read_identifiers
+from onefold.identity.naming import Named
 from onefold.identity.people import find_profile_id
-from onefold.identity.rules import Named
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.store import Intent
 from onefold.rpc.checks import Checker, to_timestamp

@@ -14,17 +14,9 @@ from onefold.callers import IdentifierType, Project
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.identity import store
+from onefold.identity.naming import IdentifierKind, Named
 from onefold.identity.people import Written
-from onefold.identity.rules import (
-    Call,
-    Directory,
-    IdentifierKind,
-    Named,
-    Outcome,
-    VacatedError,
-    updated_fields,
-    wanted_identifiers,
-)
+from onefold.identity.rules import Call, Directory, Outcome, VacatedError, updated_fields, wanted_identifiers
 
 
 class Update(NamedTuple):

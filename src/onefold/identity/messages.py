@@ -7,8 +7,9 @@ from typing import Final
 import orjson
 
 from onefold.callers import Project
+from onefold.identity.naming import Named, anonymous_id_problem, is_placeholder, name_person
 from onefold.identity.people import Written
-from onefold.identity.rules import Named, Outcome, anonymous_id_problem, is_placeholder, name_person
+from onefold.identity.rules import Outcome
 from onefold.identity.store import Profile
 from onefold.rpc.checks import Checker, fill_timestamp
 from onefold.rpc.payload import write_struct

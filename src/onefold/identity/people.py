@@ -9,16 +9,8 @@ from onefold.callers import IdentifierType, Project
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, not_found
 from onefold.identity import store
-from onefold.identity.rules import (
-    Call,
-    IdentifierKind,
-    Named,
-    Outcome,
-    Person,
-    SignupSource,
-    updated_fields,
-    wanted_identifiers,
-)
+from onefold.identity.naming import IdentifierKind, Named
+from onefold.identity.rules import Call, Outcome, Person, SignupSource, updated_fields, wanted_identifiers
 
 
 class Written(NamedTuple):

@@ -17,7 +17,7 @@ from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.identity import store
-from onefold.identity.rules import Named
+from onefold.identity.naming import Named
 
 # A profile may have 1 MB, and all those of a statement are in memory at once.
 _BATCH_PROFILES: Final = 32

@@ -15,7 +15,7 @@ from onefold.db.errors import LostRaceError
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, exhausted, invalid
-from onefold.identity import store
+from onefold.identity import links, store
 from onefold.identity.batch import Update, update_profiles
 from onefold.identity.messages import (
     fill_profile,
@@ -26,18 +26,10 @@ from onefold.identity.messages import (
     to_profile,
     to_profile_write,
 )
+from onefold.identity.naming import IdentifierKind, Named, email_problem, fold_ascii, user_id_problem
 from onefold.identity.people import Written, profile_not_found, rename, write_profile
 from onefold.identity.reader import ProfileReader
-from onefold.identity.rules import (
-    Call,
-    IdentifierKind,
-    Named,
-    Outcome,
-    SignupSource,
-    email_problem,
-    fold_ascii,
-    user_id_problem,
-)
+from onefold.identity.rules import Call, Outcome, SignupSource
 from onefold.intents import store as intents
 from onefold.intents.doorbell import Doorbell
 from onefold.intents.rules import IntentKind
@@ -336,7 +328,7 @@ async def _link(
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_SKIPPED)
     if not project.settings.event_merging_enabled:
         return identity_service_pb2.Link(outcome=identity_service_pb2.LINK_OUTCOME_MERGING_OFF)
-    link, is_new = await store.claim_link(
+    link, is_new = await links.claim_link(
         connection, project.project_id, anonymous_id, written.person.profile_id, key_id
     )
     if is_new:
@@ -347,7 +339,7 @@ async def _link(
         if learned is not None:
             # To the caller this is when the visitor's history became the person's, and what undoing takes back.
             outcome, link = identity_service_pb2.LINK_OUTCOME_LINKED, replace(link, merge_id=learned)
-    elif await store.find_unknown_holder(connection, project.project_id, anonymous_id) is not None:
+    elif await links.find_unknown_holder(connection, project.project_id, anonymous_id) is not None:
         # A worker has just linked it to an unknown profile; from the start again, that is learned.
         raise LostRaceError
     else:

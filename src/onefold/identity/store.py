@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -14,32 +13,26 @@ from asyncpg.pgproto import pgproto
 
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
-from onefold.db.queries import Connection, Queries, Query, Record
+from onefold.db.queries import Connection, Query, Record
 from onefold.errors import OnefoldError
+from onefold.identity.links import LinkRow, queries, settle_links, subject_id, to_link
+from onefold.identity.naming import IdentifierKind, Named, is_session_id
 from onefold.identity.rules import (
     Directory,
-    IdentifierKind,
     Key,
-    Named,
     Person,
     SignupSource,
     forgotten_hashes,
     is_exclusive,
     is_named_anew,
-    is_session_id,
     wanted_identifiers,
 )
-from onefold.limits import ANONYMOUS_LIFETIME, LINK_GRACE
 
-queries: Final = Queries("onefold.identity")
 _KINDS: Final = {kind.value: kind for kind in IdentifierKind}
 
 # An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
 NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
 _NOTHING: Final[Mapping[UUID, str]] = {}
-
-# The grace of an id that a worker linked to an unknown profile: until it is known who it is, as good as for ever.
-OPEN_LINK: Final = timedelta(days=50 * 365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +51,6 @@ class Profile:
     update_time: datetime
     # The event that its cart stands as of. Only a merge asks for it.
     cart_event_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LinkRow:
-    """An anonymous_id's link to a person: its ledger entry, when it was made, and when its grace ends."""
-
-    profile_id: UUID
-    merge_id: UUID
-    origin_id: UUID
-    link_time: datetime
-    grace_end_time: datetime
-
-    @property
-    def follows_visitor(self) -> bool:
-        """Whether a worker made it for an unknown profile, and it is not known yet who the visitor is."""
-        return self.grace_end_time - self.link_time > LINK_GRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +100,7 @@ async def find(
         if profile_id is None:
             continue
         if key[0] is IdentifierKind.ANONYMOUS_ID:
-            links[row["value"]] = _link(row, subject_id(project.project_id, row["value"]))
+            links[row["value"]] = to_link(row, subject_id(project.project_id, row["value"]))
             continue
         person = directory.people.get(profile_id) or Person(
             profile_id, row["email"], row["user_id"], stored_email=row["email"], stored_user_id=row["user_id"]
@@ -346,53 +323,6 @@ async def release_redirects(
     )
 
 
-async def claim_link(
-    connection: Connection,
-    project_id: str,
-    anonymous_id: str,
-    profile_id: UUID,
-    key_id: str,
-    grace: timedelta = LINK_GRACE,
-) -> tuple[LinkRow, bool]:
-    """Links an anonymous_id to a person unless it is linked; returns the link that stands, and if it is new."""
-    row = await queries.claim_link.fetchrow(
-        connection,
-        project_id=project_id,
-        anonymous_id=anonymous_id,
-        profile_id=profile_id,
-        grace=grace,
-        subject_id=subject_id(project_id, anonymous_id),
-        lifetime=ANONYMOUS_LIFETIME,
-        key_id=key_id,
-    )
-    if row is not None:
-        return _link(row, subject_id(project_id, anonymous_id)), True
-    standing = await find_link(connection, project_id, anonymous_id)
-    if standing is None:
-        # It was freed between the two statements.
-        raise LostRaceError
-    return standing, False
-
-
-async def find_link(connection: Connection, project_id: str, anonymous_id: str) -> LinkRow | None:
-    """Whose an anonymous_id is; None while it is nobody's."""
-    row = await queries.find_link.fetchrow(connection, project_id=project_id, anonymous_id=anonymous_id)
-    return _link(row, subject_id(project_id, anonymous_id)) if row else None
-
-
-async def find_unknown_holder(connection: Connection, project_id: str, anonymous_id: str) -> UUID | None:
-    """The unknown profile that an anonymous_id stands for; None if there is none."""
-    profile_id: UUID | None = await queries.find_unknown_holder.fetchval(
-        connection, project_id=project_id, anonymous_id=anonymous_id
-    )
-    return profile_id
-
-
-async def settle_links(connection: Connection, project_id: str, profile_id: UUID) -> None:
-    """Lets links that followed a visitor end after the grace, because it is known now who it is."""
-    await queries.settle_links.execute(connection, project_id=project_id, profile_id=profile_id, grace=LINK_GRACE)
-
-
 async def _note_known(connection: Connection, project: Project, changed: list[Person]) -> None:
     """An unknown profile that got a name of its own is a known one."""
     named = [
@@ -405,17 +335,6 @@ async def _note_known(connection: Connection, project: Project, changed: list[Pe
         for profile_id in named:
             if profile_id is not None:
                 await settle_links(connection, project.project_id, profile_id)
-
-
-def session_id(project_id: str, user_id: str) -> UUID:
-    """What stands for an unknown profile that is not made yet, where profiles and visitors have an id."""
-    # No anonymous_id holds a NUL, so no visitor's id is made of the same text.
-    return subject_id(project_id, f"session\0{user_id}")
-
-
-def subject_id(project_id: str, anonymous_id: str) -> UUID:
-    """The key of an anonymous_id's events: 16 bytes of SHA-256, so that no id can be made to meet another's."""
-    return UUID(bytes=hashlib.sha256(f"{project_id}\0{anonymous_id}".encode()).digest()[:16])
 
 
 async def _lock_unchanged(connection: Connection, project: Project, people: list[Person]) -> None:
@@ -498,7 +417,3 @@ def to_profile_row(row: Record) -> Profile:
         row["update_time"],
         row.get("cart_event_time"),
     )
-
-
-def _link(row: Record, subject: UUID) -> LinkRow:
-    return LinkRow(row["profile_id"], row["merge_id"], subject, row["link_time"], row["grace_end_time"])

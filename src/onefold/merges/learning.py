@@ -12,8 +12,10 @@ from onefold.callers import IdentifierType, Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason
+from onefold.identity import links
 from onefold.identity import store as identity
-from onefold.identity.rules import Call, Named
+from onefold.identity.naming import Named
+from onefold.identity.rules import Call
 from onefold.merges.merging import Wanted, merge
 
 # What a merge says of a source that was an unknown profile a moment ago.
@@ -28,7 +30,7 @@ async def learn_who(
     None, and nothing is done, if it stands for none, for the person already, or if the call may not make the person.
     Raises what `merge` raises, and LostRaceError.
     """
-    profile_id = await identity.find_unknown_holder(connection, project.project_id, anonymous_id)
+    profile_id = await links.find_unknown_holder(connection, project.project_id, anonymous_id)
     if profile_id is None:
         return None
     person = await identity.find_person(connection, project, named, to_write=True)

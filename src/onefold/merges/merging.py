@@ -16,16 +16,11 @@ from onefold.db.queries import Connection
 from onefold.devices.store import lock_token
 from onefold.errors import Reason, exhausted, failed_precondition
 from onefold.events.rules import CART_FIELD
+from onefold.identity import links
 from onefold.identity import store as identity
+from onefold.identity.naming import IdentifierKind, Named, is_placeholder
 from onefold.identity.people import profile_not_found
-from onefold.identity.rules import (
-    IdentifierKind,
-    Named,
-    Person,
-    is_exclusive,
-    is_placeholder,
-    wanted_identifiers,
-)
+from onefold.identity.rules import Person, is_exclusive, wanted_identifiers
 from onefold.identity.store import Profile
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
@@ -165,7 +160,7 @@ async def _merge(connection: Connection, project: Project, planned: Plan, key_id
         # After the moves are held: no worker can be moving the event.
         await store.tell_session(connection, project_id, source, target.profile_id, was_known=True)
         if not survivor.is_unknown:
-            await identity.settle_links(connection, project_id, target.profile_id)
+            await links.settle_links(connection, project_id, target.profile_id)
     intent = Intent(project_id, merge_id, IntentKind.MOVE)
     await intents.add(connection, intent)
     return Merged(planned.outcome, survivor, merge_id, intent)
@@ -205,7 +200,7 @@ async def _convert(connection: Connection, project: Project, planned: Plan, key_
         )
     await _write(connection, project.project_id, survivor)
     if source.is_unknown:
-        await identity.settle_links(connection, project.project_id, source.profile_id)
+        await links.settle_links(connection, project.project_id, source.profile_id)
     merge_id = await _add_to_ledger(
         connection, project.project_id, planned, key_id, "CONVERSION", device_count=0, overlapping=[]
     )

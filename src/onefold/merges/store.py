@@ -10,8 +10,9 @@ from uuid import UUID
 
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries, Record
-from onefold.identity.rules import IdentifierKind
-from onefold.identity.store import OPEN_LINK, Profile, to_profile_row
+from onefold.identity.links import OPEN_LINK
+from onefold.identity.naming import IdentifierKind
+from onefold.identity.store import Profile, to_profile_row
 
 queries: Final = Queries("onefold.merges")
 

@@ -15,7 +15,8 @@ from onefold.db.queries import Connection
 from onefold.devices.store import lock_token
 from onefold.errors import OnefoldError, Reason, failed_precondition, not_found
 from onefold.identity import store as identity
-from onefold.identity.rules import IdentifierKind, is_exclusive
+from onefold.identity.naming import IdentifierKind
+from onefold.identity.rules import is_exclusive
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent

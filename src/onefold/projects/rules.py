@@ -11,7 +11,8 @@ from typing import Final
 
 from onefold.callers import IdentifierType, Region, Scope
 from onefold.errors import Kind, OnefoldError, Reason, failed_precondition
-from onefold.identity.rules import IdentifierKind, is_exclusive
+from onefold.identity.naming import IdentifierKind
+from onefold.identity.rules import is_exclusive
 
 _PROJECT_ID: Final = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 
