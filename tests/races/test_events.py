@@ -14,7 +14,7 @@ from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListActivityRequest, ListEventsRequest, TrackRequest
 from onefold.v1.profile_pb2 import Identifiers
 from onefold.workflows import moving, retention
-from onefold.workflows.retention import keep_partitions
+from onefold.workflows.retention import keep_partitions, purge
 from races.schedule import Actor
 from races.stage import GUARDED, A, B, Stage, switch_off
 from support.client import timestamp
@@ -171,22 +171,29 @@ async def test_a_chunk_has_5000_rows(stage: Stage) -> None:
 # --- what is over -----------------------------------------------------------------------------------------------------
 
 
+async def retain(stage: Stage) -> None:
+    """What a worker does about what is over."""
+    await keep_partitions(stage.world.database)
+    await purge(stage.world.database)
+
+
 @GUARDED
 async def test_an_expired_event_is_not_revived(stage: Stage, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
     """F44, A2: an event whose 30 days end before the link begins is nobody's, though its row is still there when the
     worker comes; with a link that takes whatever lies there, it is revived."""
     if not guarded:
-        switch_off(monkeypatch, identity.queries, "claim_link", "link.link_time - $7::interval,\n        link", "'-infinity', link")
+        guard = "link.grace_end_time,\n        link.link_time - $7::interval"
+        switch_off(monkeypatch, identity.queries, "claim_link", guard, "link.grace_end_time, '-infinity'")
     await stage.track(anonymous_id="x", name="old")
     await stage.world.pass_time(stage.project_id, timedelta(days=30))
     await stage.track(anonymous_id="x", name="new")
     link = await stage.start("link", identify(stage, A, "x"), COMMIT)
-    await keep_partitions(stage.world.database)
+    await retain(stage)
     await link.end()
     for _ in range(2):
         assert await stage.names(identifiers=A) == (["new"] if guarded else ["new", "old"])
         await stage.world.settle(stage.project_id)
-        await keep_partitions(stage.world.database)
+        await retain(stage)
 
 
 @GUARDED
@@ -196,21 +203,22 @@ async def test_retention_beside_a_link_that_is_not_worked_off(
     """F44, A3: an event that was alive when its id was linked is A's, though it turns 30 days old before a worker moves
     it and retention runs before and while it does; without regard for open moves, retention drops it."""
     if not guarded:
-        guard = "WHERE container_subject_id IS NOT NULL"
-        switch_off(monkeypatch, retention.queries, "oldest_wanted_event", guard, guard + " AND false")
+        for name in ("oldest_wanted_event", "purge_default_partition"):
+            guard = "container_subject_id IS NOT NULL"
+            switch_off(monkeypatch, retention.queries, name, guard, guard + " AND false")
     now = await stage.world.now()
     await stage.track(anonymous_id="x", name="old", event_time=timestamp(now - timedelta(days=29)))
     link = await stage.start("link", identify(stage, A, "x"), COMMIT)
-    await keep_partitions(stage.world.database)
+    await retain(stage)
     await link.end()
     await stage.world.pass_time(stage.project_id, timedelta(days=4))
-    await keep_partitions(stage.world.database)
+    await retain(stage)
     right = ["old"] if guarded else []
     assert await stage.names(identifiers=A) == right
     if guarded:
         chunk = await stage.chunk(await stage.lease(), "subject_to_profile")
         # The partition is not to be had, or wanted: either way it stays.
-        await keep_partitions(stage.world.database)
+        await retain(stage)
         await chunk.end()
     await stage.world.settle(stage.project_id)
     assert await stage.names(identifiers=A) == right
@@ -221,9 +229,7 @@ async def test_retention_beside_a_link_that_is_not_worked_off(
 
 @GUARDED
 @pytest.mark.parametrize("between", ["1 ms", "29 days", "a merge", "a merge that is committed meanwhile"])
-async def test_one_event_told_twice(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, between: str, guarded: bool
-) -> None:
+async def test_one_event_told_twice(stage: Stage, monkeypatch: pytest.MonkeyPatch, between: str, guarded: bool) -> None:
     """F60, E3: the same event_id and body again, while the first is being committed, 29 days later, after a merge or in
     the midst of one, is a duplicate, and one event; without the claim on the id there are two."""
     if not guarded:
