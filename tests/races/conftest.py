@@ -10,15 +10,14 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from onefold import server
 from onefold.callers import IdentifierType
 from onefold.config import Settings
+from onefold.db.pool import SERVER_SETTINGS
 from onefold.projects.bootstrap import ensure_project
 from races.schedule import Schedule, led_by
 from races.stage import Stage
 from support.serving import served
 from support.world import World
-
 
 _numbers = itertools.count(1)
 
@@ -27,8 +26,8 @@ _numbers = itertools.count(1)
 async def patient_channel(settings: Settings) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server whose statements may wait longer than 1 s for a lock: a slow machine changes no outcome."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(server.SERVER_SETTINGS, "lock_timeout", "8s")
-        patch.setitem(server.SERVER_SETTINGS, "statement_timeout", "9s")
+        patch.setitem(SERVER_SETTINGS, "lock_timeout", "8s")
+        patch.setitem(SERVER_SETTINGS, "statement_timeout", "9s")
         async with served(settings) as channel:
             yield channel
 

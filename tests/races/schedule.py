@@ -53,7 +53,7 @@ class Actor(Generic[T]):
         return self
 
     async def end(self) -> T:
-        """Lets it go on to its end; its result, or what it raised. Whoever blocked it must be out of the way by then."""
+        """Lets it go on to its end; its result, or what it raised. Nobody may block it any more."""
         self.stop, self.at = None, None
         self.turn.set()
         return await asyncio.wait_for(asyncio.shield(self.task), _PATIENCE_SECONDS)
@@ -86,9 +86,9 @@ class Schedule:
         """Starts a call or a chunk; returns when it stands at the place `stop`, has ended, or is blocked.
 
         A call is served in a task of its own, which is told by its being the first that comes by a place after this:
-        everybody else stands still, or is known.
+        everybody else stands still, or is known. So the call must not have begun before.
         """
-        actor = Actor(name, self, asyncio.ensure_future(work), stop)  # type: ignore[arg-type]  # a coroutine or a call
+        actor = Actor(name, self, asyncio.ensure_future(work), stop)
         self._actors.append(actor)
         self._starting = actor
         await self.until_settled(actor)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from onefold.devices import store as devices
 from onefold.failpoints import COMMIT
 from onefold.v1.identity_service_pb2 import UNDO_OUTCOME_UNDONE, ForgetProfileRequest
 from onefold.workflows import disabling
+from races.schedule import Actor
 from races.stage import GUARDED, A, B, C, Stage, switch_off
-from support import devices as many
+from support.client import email
 from support.devices import hold_token
 from support.merging import devices as devices_of
-from support.merging import disable, merge, register, undo
+from support.merging import disable, merge, profile, register, undo
 
 
 def switch_off_token_lock(patch: pytest.MonkeyPatch) -> None:
@@ -59,13 +62,14 @@ async def test_somebody_registers_while_a_token_is_disabled_for_10000(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, first: str, who: str, guarded: bool
 ) -> None:
     """F48, D4: whoever registers in the midst of a chunk, or meets it while registering, is on in every read from then
-    on, and all others are off; a chunk that does not look at the order switches them off."""
+    on, and all others are off, also
+    when another worker begins anew; a worker that does not look at the order switches everybody off."""
     if not guarded:
         guard = "AND devices.operation_number < (SELECT disable.operation_number FROM disable)"
         switch_off(monkeypatch, disabling.queries, "disable_chunk", guard)
     await hold_token(stage.world, stage.project_id, 10_000)
     await disable(stage, "T")
-    holder = A if who == "somebody new" else many.email("p17@example.com")
+    holder = A if who == "somebody new" else email("p17@example.com")
     lease = await stage.lease()
     if first == "register":
         registering = await stage.start("register", register(stage, holder, "T"), COMMIT)
@@ -74,21 +78,17 @@ async def test_somebody_registers_while_a_token_is_disabled_for_10000(
     else:
         chunk = await stage.chunk(lease, "count_disabled")
         registering = await stage.start("register", register(stage, holder, "T"))
-    position = await chunk.end()
+    await chunk.end()
     await registering.end()
-    stays = first == "register" and who == "a holder"
-    assert (await devices_of(stage, holder))["T"] is (guarded or not stays)
+    on = "SELECT profile_id::text FROM devices WHERE project_id = $1 AND endpoint_enabled"
+    assert (await devices_of(stage, holder))["T"] is (guarded or not (first == "register" and who == "a holder"))
+    # The worker is killed, and another one begins anew.
+    position = await stage.world.chunk(lease)
     while position is not None:
         position = await stage.world.chunk(lease, position)
-    on = await stage.world.fetch(
-        "SELECT p.email FROM devices AS d JOIN profiles AS p USING (project_id, profile_id) "
-        "WHERE d.project_id = $1 AND d.endpoint_enabled",
-        stage.project_id,
-    )
-    told = [row["email"] for row in on]
-    if guarded:
-        assert told == [holder.email]
-        assert (await devices_of(stage, holder))["T"]
+    left = [row["profile_id"] for row in await stage.world.fetch(on, stage.project_id)]
+    assert left == ([(await profile(stage, holder)).profile_id] if guarded else [])
+    assert await devices_of(stage, holder) == {"T": guarded}
 
 
 async def test_a_disable_writes_5000_copies_at_a_time(stage: Stage) -> None:
@@ -136,12 +136,30 @@ async def test_an_undo_meets_a_disable_of_the_tokens(stage: Stage, first: str) -
         assert await devices_of(stage, who) == {"T1": False, "T2": False}
 
 
-async def test_a_forget_meets_a_disable_of_the_token(stage: Stage) -> None:
+@pytest.mark.parametrize("first", ["forget", "chunk"])
+async def test_a_forget_meets_a_disable_of_the_token(stage: Stage, first: str) -> None:
     """F43, D3: forgetting a person of several parts, who each have a copy of a token that a worker is switching off,
-    waits for the chunk and ends well."""
+    and the worker take the copies in one order: whoever comes second waits, neither begins again, and no copy is left.
+    """
     for who in (C, B, A):
         await register(stage, who, "T")
     await merge(stage, A, B)
     await merge(stage, C, B)
-    await disable(stage, "T")
     await stage.world.settle(stage.project_id)
+    await disable(stage, "T")
+    lease = await stage.lease()
+
+    async def forget() -> None:
+        await stage.identity.ForgetProfile(ForgetProfileRequest(identifiers=B))
+
+    if first == "forget":
+        one: Actor[Any] = await stage.start("forget", forget(), COMMIT)
+        two: Actor[Any] = await stage.chunk(lease)
+    else:
+        one = await stage.chunk(lease, "count_disabled")
+        two = await stage.start("forget", forget())
+    assert two.blocked
+    await one.end()
+    await two.end()
+    assert [actor.seen.count("begin") for actor in (one, two)] == [1, 1]
+    assert await stage.world.value("SELECT count(*) FROM devices WHERE project_id = $1", stage.project_id) == 0

@@ -52,7 +52,7 @@ async def test_an_event_is_in_flight_across_the_link(
 
 @pytest.mark.parametrize("worked", [False, True])
 async def test_an_event_comes_while_its_link_is_committed(stage: Stage, worked: bool) -> None:
-    """F32, A3: an event that is told and answered while the link's transaction is still open is A's when that is over."""
+    """F32, A3: an event that is told and answered while the link's transaction is open is A's when that is over."""
     link = await stage.start("link", identify(stage, A, "x"), COMMIT)
     assert await track(stage, "beside") == ""
     await link.end()

@@ -8,8 +8,8 @@ from uuid import UUID
 import grpc
 import pytest
 
-from onefold import server
 from onefold.config import Settings
+from onefold.db.pool import SERVER_SETTINGS
 from onefold.failpoints import COMMIT, COMMITTED
 from onefold.identity import store as identity
 from onefold.merges import store as merges
@@ -67,8 +67,8 @@ async def test_two_people_identify_one_visitor(
 
 @pytest.mark.parametrize(("place", "linked"), [(COMMIT, "b"), (COMMITTED, "a")])
 async def test_the_first_of_two_dies(stage: Stage, place: str, linked: str) -> None:
-    """F30, F2, F3: if the first of two dies before its commit the second is LINKED; if it dies after it, with its answer
-    lost, the second is refused, and sending the first again gives the lost answer."""
+    """F30, F2, F3: if the first of two dies before its commit the second is LINKED; if it dies after it, with the
+    answer lost, the second is refused, and sending the first again gives the lost answer."""
     await stage.track(anonymous_id="x", name="seen")
     first = await stage.start("first", identify(stage, A, request_id="r"), place)
     second = await stage.start("second", identify(stage, B), COMMIT)
@@ -93,8 +93,8 @@ async def test_two_people_are_merged_both_ways(
     if not guarded:
         order = "ORDER BY array_position($2, profile_id)"
         switch_off(monkeypatch, merges.queries, "lock_profiles", "ORDER BY profile_id", order)
-    monkeypatch.setitem(server.SERVER_SETTINGS, "lock_timeout", "8s")
-    monkeypatch.setitem(server.SERVER_SETTINGS, "statement_timeout", "9s")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "8s")
+    monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "9s")
     # On a server of its own: a session tells PostgreSQL what it counted at its end.
     async with served(settings) as channel:
         c = Client(channel, email_project.project_id, email_project.key)
