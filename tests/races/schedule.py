@@ -18,13 +18,10 @@ import grpc
 
 from onefold import failpoints
 from support.client import read_failure
+from support.crashing import KilledError
 
 T = TypeVar("T")
 _PATIENCE_SECONDS: Final = 20.0
-
-
-class KilledError(Exception):
-    """The end of a process, as far as one transaction can tell."""
 
 
 @dataclass(eq=False)
