@@ -23,6 +23,7 @@ from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import flatness
+from .outages import recovering, resuming
 from .profiles import batch_update, get_profile_ratio, lookup_flatness
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
@@ -72,6 +73,8 @@ MEASUREMENTS: Final = (
     Measurement({f"track_p{percent}": Target("value", "at most", 100) for percent in (50, 95, 99)}, alone=latency),
     Measurement({"get_profile_ratio": Target("ratio", "at least", 0.6)}, alone=get_profile_ratio),
     Measurement({"lookup_flatness": Target("ratio", "at most", 1.3)}, alone=lookup_flatness),
+    Measurement({"resume": Target("value", "at most", 45)}, alone=resuming),
+    Measurement({"recovery": Target("value", "at most", 5)}, alone=recovering),
     Measurement({"identify_flatness": Target("ratio", "at most", 1.5)}, on_stage=identify_flatness),
     Measurement({"visible_at_once": Target("value", "at most", 0)}, on_stage=visible_at_once),
     Measurement(

@@ -7,7 +7,9 @@ faster than any way of sending them.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import asyncpg
 
 from onefold.identity.links import subject_id
 
@@ -66,7 +68,12 @@ async def crowd(stage: Stage) -> None:
 
 async def visitor(stage: Stage, anonymous_id: str, events: int) -> None:
     """Makes a visitor with that many events."""
-    await stage.database.execute(_EVENTS, PROJECT, subject_id(PROJECT, anonymous_id), anonymous_id, events)
+    await visitor_in(stage.database, anonymous_id, events)
+
+
+async def visitor_in(database: asyncpg.Connection[Any], anonymous_id: str, events: int) -> None:
+    """The same, where there is no stage."""
+    await database.execute(_EVENTS, PROJECT, subject_id(PROJECT, anonymous_id), anonymous_id, events)
 
 
 async def person_events(stage: Stage, profile_id: str, events: int) -> None:

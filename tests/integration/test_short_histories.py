@@ -290,3 +290,32 @@ async def test_a_visitor_is_learned_though_somebody_has_the_temporary_id(email_p
     answer = await c.identity.Identify(IdentifyRequest(identifiers=who, anonymous_id="x"))
     assert answer.link.outcome == LINK_OUTCOME_LINKED
     assert await fields(c, who) == {"theme": "dark"}
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("merged_again", [False, True])
+async def test_a_device_that_the_target_registered_and_disabled_since_stays(
+    email_project: Client, world: World, settled: bool, merged_again: bool
+) -> None:
+    """I19 D7: a device that a merge brought, and that the target then registered itself and disabled, is the target's
+    own: it stays when the merge is undone, off, and so it does when a later merge had switched it on and is undone too.
+    """
+    c = email_project
+    target = email("b@example.com")
+    await register(c, email("a@example.com"))
+    await put(c, target)
+    merges = [await merge(c, email("a@example.com"), target)]
+    await register(c, target)
+    await c.devices.DisableDevice(DisableDeviceRequest(token="t", identifiers=target))
+    if merged_again:
+        await register(c, email("c@example.com"))
+        merges.append(await merge(c, email("c@example.com"), target))
+        assert await is_on(c, target) == [True]
+    for merge_id in merges:
+        if settled:
+            await world.settle(c.project_id)
+        await undo(c, merge_id)
+    assert await is_on(c, target) == [False]
+    assert await is_on(c, email("a@example.com")) == [False]
+    if merged_again:
+        assert await is_on(c, email("c@example.com")) == [True]

@@ -13,8 +13,11 @@ from conftest import MakeProject
 from model.entities import Event, Linked, Merge, Merged, Person, Refused, Undone, Wrote
 from model.model import Model, is_placeholder
 from model.reads import said
+from onefold.failpoints import COMMITTED
 from onefold.v1.error_reason_pb2 import ErrorReason
 from support.client import Client, Failure, read_failure
+from support.crashing import Place, crash_at
+from support.traces import rows_of
 from support.world import World
 
 T = TypeVar("T")
@@ -34,6 +37,7 @@ class Surroundings:
     world: World
     example_count: int = 0
     step_count: int = 0
+    crash_count: int = 0
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work on the server's loop, and waits for it."""
@@ -60,6 +64,8 @@ class Calls:
     client: Client
     model: Model
     request_count: int = 0
+    # Where the server ends that is sent the next write, if anywhere.
+    crash: Place | None = None
     sent: dict[str, Sent] = field(default_factory=dict)
 
     def write(self, request: Any, check: Check, *runs: Run) -> None:
@@ -72,7 +78,7 @@ class Calls:
             self.request_count += 1
             request.request_id = f"r{self.request_count}"
         sent = self.sent.get(request.request_id)
-        answer = self.send(request)
+        answer = self.send(request) if sent is not None or self.crash is None else self.send_to_crashing(request)
         if sent is not None and self.model.now < sent.end_time:
             assert answer.replayed
             answer.replayed = False
@@ -92,6 +98,29 @@ class Calls:
             subjects = {person.profile_id for person in self.model.people if person.profile_id in told}
             end_time = self.model.now + HOURS_24
             self.sent[request.request_id] = Sent(request, check, runs, answer, subjects | visitors(request), end_time)
+
+    def send_to_crashing(self, request: Any) -> Any:
+        """Sends a write to a server that ends at a certain place, if it comes by there, and then again; the answer.
+
+        The first answer is lost. If the server had committed, the second one is it; else nothing had happened.
+        """
+        place, self.crash = self.crash, None
+        assert place is not None  # asked before
+        project_id = self.client.project_id
+        before = self.around.do(rows_of(self.around.world, project_id))
+        with crash_at(place) as crash:
+            answer = self.send(request)
+        if not crash.place:
+            return answer
+        self.around.crash_count += 1
+        is_committed = crash.place == COMMITTED
+        assert reason_of(answer) == "SERVER_STOPPING"
+        assert (self.around.do(rows_of(self.around.world, project_id)) == before) is not is_committed
+        answer = self.send(request)
+        if is_committed:
+            assert answer.replayed
+            answer.replayed = False
+        return answer
 
     def send(self, request: Any) -> Any:
         """The answer of a call, or its Failure."""

@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -22,7 +21,7 @@ from model.calls import Calls, Run, Surroundings, reason_of
 from model.entities import Event, Key, Names, Wrote
 from model.model import Model
 from model.reads import Reads, said
-from onefold.db.queries import Connection
+from onefold.failpoints import COMMIT, COMMITTED
 from onefold.intents.store import Lease, LeaseLostError
 from onefold.v1.activation_service_pb2 import CreateUnknownProfileRequest
 from onefold.v1.device_pb2 import PLATFORM_FCM, NewDevice
@@ -43,8 +42,9 @@ from onefold.v1.identity_service_pb2 import (
     UpdateUserIdRequest,
 )
 from onefold.workflows.retention import keep_partitions, purge
-from onefold.workflows.run import CHUNKS, Ran, run_intent
+from onefold.workflows.run import Ran, run_intent
 from support.client import Client, timestamp
+from support.crashing import KilledError, Place, crash_at
 from support.placeholders import short_placeholder
 from support.traces import rows_of
 
@@ -70,6 +70,8 @@ FIELDS = st.dictionaries(st.sampled_from(["plan", "size"]), st.integers(1, 3), m
 Update = tuple[Who, dict[str, int], bool]
 UPDATE = st.tuples(WHO, FIELDS, st.booleans())
 SOMETIMES = st.sampled_from([False, False, False, True])
+# Where a server or a worker ends: before or after its commit, or at some statement.
+PLACES = st.sampled_from([COMMIT, COMMITTED, *range(1, 16)])
 
 
 @dataclass(eq=False)
@@ -78,10 +80,6 @@ class Held:
 
     lease: Lease
     position: Any = None
-
-
-class KilledError(Exception):
-    """A worker's end, in the midst of a transaction."""
 
 
 class Onefold(RuleBasedStateMachine):
@@ -110,6 +108,8 @@ class Onefold(RuleBasedStateMachine):
         self.due: list[UUID] = []
         self.seen: list[UUID] = []
         self.held: list[Held] = []
+        # Whether nothing can have changed since the reads were last compared.
+        self.is_read = False
         self.around.example_count += 1
         self.update(updates)
 
@@ -232,18 +232,25 @@ class Onefold(RuleBasedStateMachine):
             other = UpdateEmailRequest(identifiers=names, new_email="new@example.com", request_id=request_id)
             assert reason_of(self.calls.send(other)) == "REQUEST_ID_REUSED"
 
+    @precondition(lambda self: self.calls.crash is None)
+    @rule(place=PLACES)
+    def crash(self, place: Place) -> None:
+        """F1, F2, F3: the server that is sent the next write ends in the midst of it, and the caller sends it again."""
+        self.calls.crash = place
+        self.is_read = True
+
     # --- the workers, and time ---------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.due or self.held)
-    @rule(data=st.data(), chunks=st.sampled_from([0, 1, 1, 2]), is_killed=SOMETIMES)
-    def work(self, data: st.DataObject, chunks: int, is_killed: bool) -> None:
+    @rule(data=st.data(), chunks=st.sampled_from([0, 1, 1, 2]), crash=st.one_of(st.none(), st.none(), PLACES))
+    def work(self, data: st.DataObject, chunks: int, crash: Place | None) -> None:
         """F4: some chunks of what is due, or of what a worker is at, whose lease may be over; it may die in one."""
         index = data.draw(st.integers(0, len(self.held) + len(self.due) - 1), "intent")
         held = self.held[index] if index < len(self.held) else self.take(self.due[index - len(self.held)])
         for _ in range(chunks):
             self.chunk(held)
-        if is_killed:
-            self.chunk(held, is_killed=True)
+        if crash is not None:
+            self.chunk(held, crash)
 
     @precondition(lambda self: self.due)
     @rule(data=st.data(), chunks=st.integers(0, 1), others_chunks=st.integers(1, 2))
@@ -288,12 +295,14 @@ class Onefold(RuleBasedStateMachine):
         """Every read agrees with the model, however far the workers are."""
         if hasattr(self, "model"):
             self.around.step_count += 1
+        if hasattr(self, "model") and not self.is_read:
             self.around.do(self.reads.compare())
             self.due = self.around.do(self.world.due(self.project_id))
             self.seen += [intent_id for intent_id in self.due if intent_id not in self.seen]
+        self.is_read = False
 
     def teardown(self) -> None:
-        """At the end the work comes to its end, and every row lies with its owner."""
+        """In the end all work is done, and every row lies with its owner."""
         if hasattr(self, "model") and sys.exc_info()[0] is None:
             for _ in range(3):
                 # Leases end, and with the second pass what waits for stragglers.
@@ -358,31 +367,33 @@ class Onefold(RuleBasedStateMachine):
         self.held.append(Held(lease))
         return self.held[-1]
 
-    def chunk(self, held: Held, *, is_killed: bool = False) -> None:
-        """One chunk, unless the worker has ended. If it lost its lease, or is killed, it writes nothing, and ends."""
+    def chunk(self, held: Held, crash: Place | None = None) -> None:
+        """One chunk, unless the worker has ended. Without its lease, or killed before its commit, it writes nothing."""
         if held not in self.held:
             return
         select = "SELECT lease_token FROM intents WHERE project_id = $1 AND intent_id = $2"
         token = self.around.do(self.world.value(select, self.project_id, held.lease.intent.intent_id))
-        if is_killed or token != held.lease.token:
-            before = self.around.do(rows_of(self.world, self.project_id))
-            with pytest.raises((KilledError, LeaseLostError)):
-                self.around.do(self.run_chunk(held, is_killed=is_killed))
-            assert self.around.do(rows_of(self.world, self.project_id)) == before
-            self.held.remove(held)
-        else:
+        is_lost = token != held.lease.token
+        if not is_lost and crash is None:
             held.position = self.around.do(self.run_chunk(held))
             if held.position is None:
                 self.held.remove(held)
+            return
+        before = self.around.do(rows_of(self.world, self.project_id))
+        with crash_at(crash or COMMITTED) as crashed:
+            try:
+                held.position = self.around.do(self.run_chunk(held))
+            except LeaseLostError:
+                assert is_lost
+            except KilledError:
+                self.around.crash_count += 1
+        is_written = not is_lost and crashed.place in ("", COMMITTED)
+        assert (self.around.do(rows_of(self.world, self.project_id)) == before) is not is_written
+        if is_lost or crashed.place or held.position is None:
+            self.held.remove(held)
 
-    async def run_chunk(self, held: Held, *, is_killed: bool = False) -> Any:
-        async def work(connection: Connection) -> Any:
-            position = await CHUNKS[held.lease.intent.kind](connection, lease=held.lease, position=held.position)
-            if is_killed:
-                raise KilledError
-            return position
-
-        return await self.world.database.transact(work)
+    async def run_chunk(self, held: Held) -> Any:
+        return await self.world.chunk(held.lease, held.position)
 
     def pass_seconds(self, seconds: float) -> None:
         """Lets time pass for the service and the model."""

@@ -351,10 +351,6 @@ class Model:
         else:
             target.fields = undo_changes(before.fields, after.fields, target.fields)
             source.into = None
-            for token in {token for part in self.parts(source) for token in part.devices} - before.devices.keys():
-                # One that the target has registered since is its own, unless it was switched off again.
-                if token in target.devices and not target.devices[token][1]:
-                    del target.devices[token]
         for key in wanted:
             self.own(source, key)
 

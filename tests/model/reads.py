@@ -42,11 +42,13 @@ class Reads:
         """All reads at once; for what nothing was ever told of, there is nothing to read."""
         model, live = self.model, self.model.live()
         self.used |= {event.anonymous_id for event in model.events} | {merge.anonymous_id for merge in model.merges}
+        self.turn += 1
+        subjects: list[Person | str] = [*(live if self.used else []), *sorted(self.used & {*self.anonymous_ids})]
         await asyncio.gather(
             self._everybody(),
             self._one_name(),
-            *(self._timeline(person) for person in live if self.used),
-            *(self._timeline(anonymous_id) for anonymous_id in self.used & {*self.anonymous_ids}),
+            # In small pages for one after the other, and else in one.
+            *(self._timeline(who, 3 if n == self.turn % len(subjects) else 100) for n, who in enumerate(subjects)),
             # The devices of one person after the other; the holders tell of them all.
             *(self._devices(person) for person in live[self.turn % max(len(live), 1) :][:1] if model.operation),
             *(self._holders(token) for token in self.tokens if model.operation),
@@ -66,7 +68,6 @@ class Reads:
 
     async def _one_name(self) -> None:
         """GetProfile and LookupProfiles for one identifier after the other; the batch above reads them all."""
-        self.turn += 1
         names = self.names[self.turn % len(self.names)]
         [key] = names.items()
         person, holders = self.model.find(names), self.model.holders(key)
@@ -91,11 +92,11 @@ class Reads:
         got = profile.profile_id, profile.identifiers, json.loads(profile.data_fields_json), profile.is_unknown
         assert got == (person.profile_id, said(person.names), person.fields, person.is_unknown)
 
-    async def _timeline(self, subject: Person | str) -> None:
+    async def _timeline(self, subject: Person | str, page_size: int) -> None:
         """Each event is listed once, with its owner and where it came from, newest first, whatever the pages."""
         owner = subject.profile_id if isinstance(subject, Person) else ""
         who: dict[str, Any] = {"profile_id": owner} if isinstance(subject, Person) else {"anonymous_id": subject}
-        events = await self.client.timeline(page_size=4, data_format=DATA_FORMAT_JSON, **who)
+        events = await self.client.timeline(page_size=page_size, data_format=DATA_FORMAT_JSON, **who)
         got = sorted(
             (e.event_id, e.anonymous_id, e.profile_id, e.was_anonymous, "isUnknownUser" in e.data_json) for e in events
         )

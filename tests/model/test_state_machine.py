@@ -35,4 +35,4 @@ async def test_the_service_does_what_the_model_does(
         suppress_health_check=list(HealthCheck),
     )
     await asyncio.to_thread(run_state_machine_as_test, machine, settings=wanted)
-    print(f"{around.example_count} examples, {around.step_count} steps")  # noqa: T201  how far it looked, for pytest -s
+    print(f"{around.example_count} examples, {around.step_count} steps, {around.crash_count} crashes")  # noqa: T201  how far it looked, for pytest -s

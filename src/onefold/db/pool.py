@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from onefold import failpoints
 from onefold.db.errors import LOST_CONNECTION, LostRaceError, lock_timeout, pool_busy, translate, unavailable
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
@@ -159,7 +160,11 @@ class Database:
         try:
             connection = await self._begin()
             try:
+                if failpoints.hook is not None:
+                    await failpoints.hook(failpoints.BEGIN, connection)
                 result = await work(connection)
+                if failpoints.hook is not None:
+                    await failpoints.hook(failpoints.COMMIT, connection)
             except BaseException:
                 await self._roll_back(connection)
                 raise
@@ -168,6 +173,8 @@ class Database:
             self._finishing.add(finish)
             finish.add_done_callback(self._finishing.discard)
             await asyncio.shield(finish)
+            if failpoints.hook is not None:
+                await failpoints.hook(failpoints.COMMITTED, None)
             return result
         except (LostRaceError, OnefoldError):
             raise

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from onefold import failpoints
+
 Record: TypeAlias = asyncpg.Record
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
@@ -39,18 +41,26 @@ class Query:
 
     async def fetch(self, connection: Connection, **values: object) -> list[Record]:
         """All rows."""
+        if failpoints.hook is not None:
+            await failpoints.hook(self.name, connection)
         return await connection.fetch(self.sql, *self.arguments(values))
 
     async def fetchrow(self, connection: Connection, **values: object) -> Record | None:
         """The first row, or None."""
+        if failpoints.hook is not None:
+            await failpoints.hook(self.name, connection)
         return await connection.fetchrow(self.sql, *self.arguments(values))
 
     async def fetchval(self, connection: Connection, **values: object) -> Any:
         """The first column of the first row, or None."""
+        if failpoints.hook is not None:
+            await failpoints.hook(self.name, connection)
         return await connection.fetchval(self.sql, *self.arguments(values))
 
     async def execute(self, connection: Connection, **values: object) -> int:
         """Runs the statement; returns the number of rows it touched, 0 where that has no meaning."""
+        if failpoints.hook is not None:
+            await failpoints.hook(self.name, connection)
         tag = await connection.execute(self.sql, *self.arguments(values))
         count = tag.rsplit(" ", 1)[-1]
         return int(count) if count.isdigit() else 0

@@ -43,6 +43,7 @@ INSERT INTO devices (
     data_fields,
     endpoint_enabled,
     operation_number,
+    is_own,
     create_time,
     update_time
 )
@@ -55,6 +56,7 @@ VALUES (
     :data_fields::json,
     true,
     nextval('operation_numbers'),
+    true,
     now(),
     now()
 )
@@ -65,12 +67,13 @@ SET
     data_fields = excluded.data_fields,
     endpoint_enabled = true,
     operation_number = excluded.operation_number,
+    is_own = true,
     update_time = excluded.update_time;
 
 -- name: renew_copy
 -- A registration that changes nothing still is the newest operation.
 UPDATE devices
-SET operation_number = nextval('operation_numbers')
+SET operation_number = nextval('operation_numbers'), is_own = true
 WHERE project_id = :project_id AND profile_id = :profile_id AND token = :token;
 
 -- name: disable_copy

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from onefold import failpoints
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries, Record
 from onefold.events.rules import EventKind, EventRow
@@ -93,6 +94,8 @@ async def copy(connection: Connection, rows: Sequence[EventRow]) -> None:
         for row in rows
         if row.profile_id is None and row.anonymous_id is not None
     ]
+    if rows and failpoints.hook is not None:
+        await failpoints.hook(failpoints.COPY_EVENTS, connection)
     if known:
         await connection.copy_records_to_table("events", columns=EVENT_COLUMNS, records=known)
     if anonymous:

@@ -42,6 +42,7 @@ SELECT
             AND disable.operation_number > target.operation_number
     ) AS endpoint_enabled,
     target.operation_number,
+    target.is_own,
     greatest(target.operation_number, source.operation_number) AS merged_operation_number,
     target.create_time,
     target.update_time
@@ -533,9 +534,9 @@ WHERE
     AND undo_time IS NULL;
 
 -- name: remove_returned_devices
--- Undoing: the target loses the copies that only merges gave it, and what it has registered itself since if that is off
--- again; those of profiles that stay merged into it are given to it anew. One that it registered since and that is on
--- has a number that no source has.
+-- Undoing: the target loses the copies that only merges gave it; those of profiles that stay merged into it are given to
+-- it anew. One that it has registered itself since stays, on or off. Of one registered by a version that did not note whose
+-- it is that is told by its being on, under a number that no source has.
 DELETE FROM devices AS target
 USING devices AS source
 WHERE
@@ -545,6 +546,7 @@ WHERE
     AND source.profile_id = :source_id
     AND source.token = target.token
     AND NOT target.token = ANY(:overlapping::text [])
+    AND NOT target.is_own
     AND (
         NOT target.endpoint_enabled
         OR EXISTS (

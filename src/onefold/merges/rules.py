@@ -83,7 +83,8 @@ def undo_devices(
 
     `before` and `later` are the copies that the two merges found with the target; `source_numbers` are the operation
     numbers of the earlier source's copies, by token. A copy that the target had from the earlier source alone is not
-    its own any more; one that it had itself is again what it was, unless it was registered or disabled in between.
+    its own any more, unless it has registered it itself; one that it had before is again what it was, unless it was
+    registered or disabled in between.
     """
     own = {device["token"]: device for device in before}
     kept: list[Mapping[str, Any]] = []
@@ -91,7 +92,7 @@ def undo_devices(
         token, number = device["token"], device["operation_number"]
         if token in own and number <= own[token]["merged_operation_number"]:
             kept.append({**own[token], "merged_operation_number": device["merged_operation_number"]})
-        elif token in own or number > source_numbers.get(token, -1):
+        elif token in own or device.get("is_own") or number > source_numbers.get(token, -1):
             kept.append(device)
     return kept
 

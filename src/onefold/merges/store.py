@@ -54,6 +54,8 @@ class Device:
     data_fields: str
     endpoint_enabled: bool
     operation_number: int
+    # Whether the target had registered it itself.
+    is_own: bool
     # The newest operation on either copy when they were merged: what came after it happened since.
     merged_operation_number: int
     update_time: datetime
@@ -88,6 +90,7 @@ async def overlapping_devices(
             row["data_fields"],
             row["endpoint_enabled"],
             row["operation_number"],
+            row["is_own"],
             row["merged_operation_number"],
             row["update_time"],
         )
