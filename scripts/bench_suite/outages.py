@@ -22,7 +22,7 @@ from onefold.db.migrate import migrate
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.embedded import EmbeddedPostgres, EmbeddedValkey
-from onefold.identity.store import claim_link
+from onefold.identity.links import claim_link
 from onefold.intents import store as intents
 from onefold.intents.rules import LEASE, IntentKind
 from onefold.intents.store import Intent

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from onefold.identity.store import subject_id
+from onefold.identity.links import subject_id
 from onefold.projects.bootstrap import ensure_project
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest

@@ -9,6 +9,7 @@ import pytest
 
 from onefold.events import store as events
 from onefold.failpoints import COMMIT, COPY_EVENTS
+from onefold.identity import links
 from onefold.identity import store as identity
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListActivityRequest, ListEventsRequest, TrackRequest
@@ -160,7 +161,7 @@ async def test_a_chunk_has_5000_rows(stage: Stage) -> None:
         FROM generate_series(1, 5001) AS number
         """,
         stage.project_id,
-        identity.subject_id(stage.project_id, "x"),
+        links.subject_id(stage.project_id, "x"),
     )
     await identify(stage, A, "x")
     await stage.world.chunk(await stage.lease())
