@@ -1,1 +1,1 @@
-"""Layer 3 of the checker: real processes, seeded clients and faults, and an audit by the clients' log and the database."""
+"""Layer 3 of the checker: real processes, seeded clients and faults, and an audit of what was acknowledged."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from chaos.mutants import MUTANTS
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
@@ -17,7 +19,7 @@ import click
 )
 @click.option("--seed", default=1, show_default=True, help="Decides what the clients do and what breaks when.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--mutant", help="Build a deliberate bug into onefold; the checker must find it. 'all' for each in turn.")
+@click.option("--mutant", type=click.Choice(list(MUTANTS)), help="Build a deliberate bug into onefold.")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -34,9 +36,9 @@ def main(minutes: float, seed: int, as_json: bool, mutant: str | None, keep: Pat
     from chaos.run import audit_again, chaos, is_right
 
     if mutant is not None:
-        from chaos.directed import check_mutant
+        from chaos.directed import check_mutants
 
-        result = asyncio.run(check_mutant(mutant))
+        [result] = asyncio.run(check_mutants([mutant]))
     elif audited is not None:
         result = asyncio.run(audit_again(audited.resolve()))
     else:

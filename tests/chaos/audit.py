@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -84,8 +84,12 @@ class Place:
 class Audit:
     """One audit. `model` is brought to the one state that the database shows where the log leaves two."""
 
-    def __init__(self, place: Place, model: Model, header: Entry, callers: Callers) -> None:
+    def __init__(
+        self, place: Place, model: Model, header: Entry, callers: Callers, log_offsets: Mapping[str, int] | None = None
+    ) -> None:
         self.place, self.model, self.header, self.callers = place, model, header, callers
+        # Where in the processes' logs the part begins that is looked at.
+        self.log_offsets = log_offsets or {}
         self.findings = Findings()
         self.unknown_effective = 0
         self.replays = 0
@@ -124,7 +128,10 @@ class Audit:
 
     async def _look_for_rest(self) -> None:
         for table, condition in (("intents", "true"), ("moves", "true"), ("token_disables", "finish_time IS NULL")):
-            for row in await self.connection.fetch(f"SELECT t::text AS row FROM {table} AS t WHERE {condition}"):
+            rows = await self.connection.fetch(
+                f"SELECT t::text AS row FROM {table} AS t WHERE project_id = $1 AND {condition}", self.header["project"]
+            )
+            for row in rows:
                 self.findings.add("stuck", f"{table}: {row['row'][:300]}")
 
     async def _load(self) -> None:
@@ -317,7 +324,7 @@ class Audit:
             self.findings.add(
                 "misattributed", f"{name} by the API: {len(shown)}, {len(self.stored_for[profile_id])} stored"
             )
-        if not person.was_undone:
+        if not self.model.is_tangled(name):
             await self._check_devices(name)
 
     async def _get(self, name: str) -> Any:
@@ -439,7 +446,7 @@ class Audit:
         else:
             results = [answer.message.result] if method == "Track" else [each.result for each in answer.message.results]
             told = [(result.receive_time.ToMicroseconds(), result.duplicate) for result in results]
-            if told != [(receive_time, True) for receive_time, _, _ in ended["results"]]:
+            if told != [(receive_time, True) for receive_time, *_ in ended["results"]]:
                 self.findings.add("replays_wrong", f"{method} ({begun['op']}) stored something anew")
 
     async def _fingerprints(self) -> dict[str, str]:
@@ -452,7 +459,7 @@ class Audit:
 
     def _read_logs(self) -> None:
         for log in self.place.logs:
-            text = Path(log).read_text(errors="replace")
+            text = Path(log).read_bytes()[self.log_offsets.get(log, 0) :].decode(errors="replace")
             for kind, pattern in (("deadlocks", "deadlock detected"), ("broken_calls", "call broke")):
                 for found in re.finditer(pattern, text):
                     self.findings.add(kind, f"{Path(log).name}: {text[found.start() : found.start() + 900]}")
@@ -475,7 +482,8 @@ async def bystanders(connection: Any, header: Entry) -> str:
         texts += [f"{table} {each['row']}" for each in others]
         if row["is_about_people"]:
             still = await connection.fetch(
-                f"SELECT t::text AS row FROM {table} AS t WHERE project_id = $1 AND profile_id = ANY($2::uuid[]) ORDER BY 1",
+                f"SELECT t::text AS row FROM {table} AS t "
+                "WHERE project_id = $1 AND profile_id = ANY($2::uuid[]) ORDER BY 1",
                 header["project"],
                 [UUID(each) for each in header["still"]],
             )

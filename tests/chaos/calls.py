@@ -136,6 +136,8 @@ class Journal:
     model: Model
     callers: Callers
     random: random.Random
+    # How often a client has no patience: that is how outcomes stay unknown.
+    impatience: float = 0.02
     # Cleared to have everybody come to an end.
     running: bool = True
     # When the latest write began that was acknowledged.
@@ -155,10 +157,9 @@ class Journal:
         return ended
 
     async def call(self, do: str, client: int, method: str, request: Any, read: Any, **entry: Any) -> bool:
-        """One operation by one call; `read` takes from the answer what the log is to hold. Whether it is known to be done."""
+        """One operation by one call; whether it is done. `read` takes from the answer what the log holds."""
         call = [method, base64.b64encode(request.SerializeToString()).decode()]
-        # Now and then a client has no patience: that is how outcomes stay unknown.
-        patience = 0.0 if self.random.random() < 0.02 else 60.0
+        patience = 0.0 if self.random.random() < self.impatience else 60.0
         begun = self.begin(do, client, call=call, **entry)
         answer = await insist(self.callers, method, request, patience=patience)
         if answer.message is not None:

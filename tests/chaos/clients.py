@@ -120,7 +120,7 @@ class ChaosClient:
             await self.random.choices(names, weights)[0]()
             await asyncio.sleep(self.random.uniform(0.0, 2 * pause))
 
-    # --- who -----------------------------------------------------------------------------------------------------------
+    # --- who ---------------------------------------------------------------------------------------------------------
 
     async def fill(self) -> None:
         """Makes new people in the place of those that are gone or of whom something is unknown."""
@@ -147,7 +147,7 @@ class ChaosClient:
         self.count += 1
         return f"r{self.number}-{self.count}"
 
-    # --- events --------------------------------------------------------------------------------------------------------
+    # --- events ------------------------------------------------------------------------------------------------------
 
     def events(self, home: str, most: int) -> list[tuple[str, str]]:
         """New events for a person or a visitor."""
@@ -225,7 +225,7 @@ class ChaosClient:
             else:
                 self.journal.end(entry, "ok", stragglers=True, **_results(answer.message))
 
-    # --- people --------------------------------------------------------------------------------------------------------
+    # --- people ------------------------------------------------------------------------------------------------------
 
     async def write(self, name: str, fields: dict[str, int]) -> bool:
         """UpdateProfile."""
@@ -265,19 +265,20 @@ class ChaosClient:
         if not self.visitors:
             return
         visitor = self.visitors.pop()
-        if await self._identify(owned, visitor):
+        if await self.identify_as(owned.name, visitor):
             owned.visitors.append(visitor)
 
     async def identify_shared(self) -> None:
         """Tries to link a visitor whom others try to link too."""
         owned = self.someone()
         owned.is_entangled = True
-        await self._identify(owned, self.shared_visitor())
+        await self.identify_as(owned.name, self.shared_visitor())
 
-    async def _identify(self, owned: Owned, visitor: str) -> bool:
+    async def identify_as(self, name: str, visitor: str) -> bool:
+        """Identify."""
         fields = self._field()
         request = IdentifyRequest(
-            identifiers=identifiers(owned.name),
+            identifiers=identifiers(name),
             data_fields_json=json.dumps(fields),
             anonymous_id=visitor,
             request_id=self.request_id(),
@@ -292,7 +293,7 @@ class ChaosClient:
                 "outcome": answer.link.outcome,
                 "grace_end": micros(answer.link.grace_end_time),
             },
-            who=owned.name,
+            who=name,
             x=visitor,
             fields=fields,
         )
@@ -385,20 +386,24 @@ class ChaosClient:
             b=f"duel{slot}-b",
         )
 
-    # --- devices -------------------------------------------------------------------------------------------------------
+    # --- devices -----------------------------------------------------------------------------------------------------
 
     async def register(self) -> None:
-        owned = self.someone()
-        canary = canary_of(f"p:{owned.name}")
-        token = self.shared_token() if self.random.random() < 0.7 else f"t-{canary}"
+        name = self.someone().name
+        token = self.shared_token() if self.random.random() < 0.7 else f"t-{canary_of(f'p:{name}')}"
+        await self.register_for(name, token)
+
+    async def register_for(self, name: str, token: str) -> bool:
+        """RegisterDevice."""
         device = NewDevice(
-            token=token, platform=PLATFORM_APNS, application_name="app", data_fields_json=json.dumps({"of": canary})
+            token=token,
+            platform=PLATFORM_APNS,
+            application_name="app",
+            data_fields_json=json.dumps({"of": canary_of(f"p:{name}")}),
         )
-        request = RegisterDeviceRequest(
-            identifiers=identifiers(owned.name), device=device, request_id=self.request_id()
-        )
-        await self.journal.call(
-            "register", self.number, "RegisterDevice", request, lambda answer: {}, who=owned.name, token=token
+        request = RegisterDeviceRequest(identifiers=identifiers(name), device=device, request_id=self.request_id())
+        return await self.journal.call(
+            "register", self.number, "RegisterDevice", request, lambda answer: {}, who=name, token=token
         )
 
     async def disable(self) -> None:
@@ -406,21 +411,22 @@ class ChaosClient:
         owned = self.someone()
         tokens = list(self.model.device_operations(owned.name))
         if tokens:
-            await self._disable(owned.name, self.random.choice(tokens))
+            await self.disable_for(owned.name, self.random.choice(tokens))
 
     async def disable_everywhere(self) -> None:
         """Switches a shared token off for everybody."""
-        await self._disable(None, self.shared_token())
+        await self.disable_for(None, self.shared_token())
 
-    async def _disable(self, name: str | None, token: str) -> None:
+    async def disable_for(self, name: str | None, token: str) -> bool:
+        """DisableDevice."""
         request = DisableDeviceRequest(token=token, request_id=self.request_id())
         if name is not None:
             request.identifiers.CopyFrom(identifiers(name))
-        await self.journal.call(
+        return await self.journal.call(
             "disable", self.number, "DisableDevice", request, lambda answer: {}, who=name, token=token
         )
 
-    # --- reads ---------------------------------------------------------------------------------------------------------
+    # --- reads -------------------------------------------------------------------------------------------------------
 
     async def read_person(self) -> None:
         await self.reader.person(self.someone().name, self.random.randint(20, 500))
@@ -438,10 +444,10 @@ class ChaosClient:
         await self.reader.profile(self.someone().name)
 
 
-def _result(result: Any) -> tuple[int, str, bool]:
-    return micros(result.receive_time), result.profile_id, result.duplicate
+def _result(result: Any, reason: str = "") -> tuple[int, str, bool, str]:
+    return micros(result.receive_time), result.profile_id, result.duplicate, reason
 
 
 def _results(answer: Any) -> Entry:
-    """What became of the events of a batch; an item that failed has an error in place of a result."""
-    return {"results": [_result(each.result) for each in answer.results]}
+    """What became of the events of a batch: each has a result or a reason."""
+    return {"results": [_result(each.result, each.error.reason) for each in answer.results]}

@@ -43,7 +43,7 @@ CANARY = re.compile("cn[0-9a-f]{12}")
 
 
 def canary_of(home: str) -> str:
-    """A text that stands in everything a person or a visitor leaves. Of one who may be forgotten the name has it too."""
+    """A text that stands in all that a person or a visitor leaves. Of one who may be forgotten the name has it too."""
     found = CANARY.search(home)
     return (
         found.group() if found else f"cn{zlib.crc32(home.encode()):08x}{zlib.crc32(home[::-1].encode()) & 0xFFFF:04x}"

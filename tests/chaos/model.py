@@ -5,14 +5,14 @@ The order is known where it matters, because of who does what:
 - **One's own.** Each client owns people and visitors on whom nobody else acts in a way that depends on order, and does
   one thing at a time to them: its part of the log is their history. An operation whose outcome stayed unknown is the
   last on those it touches ("frozen"), so that there are two possible states, with it and without.
-- **Shared visitors.** Everybody tracks for them and everybody tries to link them to a person of its own. The answers tell
-  who won, the receive_time in each event's answer says on which side of the grace it lies, and where the events are
-  follows from these two alone. If the only candidates stayed unknown, the database may say who it was; then all of the
+- **Shared visitors.** Everybody tracks for them and everybody tries to link them to a person of its own. The answers
+  tell who won, the receive_time in each event's answer says on which side of the grace it lies, and where the events
+  are follows from these two alone. If the only candidates stayed unknown, the database may say who it was; then all of the
   visitor's events must agree.
 - **Shared people.** Everybody tracks for them and writes a field of its own; nobody merges them.
 - **Shared event ids.** The same event is told by several; it is stored once.
-- **Shared tokens.** A copy belongs to a client's own person, whose registrations and disables are in order. A disable for
-  everybody is compared with the last of them by their times: before, after, or, if they overlap, either.
+- **Shared tokens.** A copy belongs to a client's own person, whose registrations and disables are in order. A disable
+  for everybody is compared with the last of them by their times: before, after, or, if they overlap, either.
 - **Duels.** Two people whom several clients merge into each other. One merge wins; everything is the survivor's.
 """
 
@@ -284,10 +284,15 @@ class Model:
 
     def _store(self, begun: Entry, entry: Entry) -> None:
         shared_id = begun.get("shared_ids", False)
-        for (event_id, home), (receive_time, profile_id, duplicate) in zip(
+        for (event_id, home), (receive_time, profile_id, duplicate, reason) in zip(
             begun["events"], entry["results"], strict=True
         ):
             event = self.events[event_id]
+            if reason:
+                event.is_refused |= event.operation == begun["op"] and not entry["stragglers"]
+                if reason != "FORGOTTEN" or not begun.get("beside_forget"):
+                    self.wrong_answers.append(f"{event_id} was refused: {reason} ({begun['op']})")
+                continue
             if event.acked != inf and receive_time != event.receive_time:
                 self.wrong_answers.append(f"{event_id} has two receive times ({begun['op']})")
             event.acked, event.receive_time = min(event.acked, entry["t"]), receive_time
@@ -416,6 +421,10 @@ class Model:
         return {
             token: sorted(operations, key=lambda each: each.begun) for token, operations in found.items() if operations
         }
+
+    def is_tangled(self, name: str) -> bool:
+        """Whether a merge that a person took part in was undone: whose its devices are then, other tests say."""
+        return any(self.person(each).was_undone for each in (name, *self._all_parts(name)))
 
     def _all_parts(self, name: str) -> Iterator[str]:
         for part in self.parts_of[name]:

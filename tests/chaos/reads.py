@@ -64,7 +64,7 @@ class Reader:
         visitor = self.model.visitors[name]
         if visitor.winner is None and visitor.candidates:
             return
-        told = [each for each in self.model.events_of[f"x:{name}"]]
+        told = list(self.model.events_of[f"x:{name}"])
         acked = {each for each in told if self.model.events[each].acked != float("inf")}
         late = {each for each in acked if self.model.events[each].receive_time > visitor.grace_end}
         events = await self.events(anonymous_id=name, page_size=500)
@@ -90,7 +90,7 @@ class Reader:
     async def devices(self, name: str) -> None:
         """A person's devices, on or off."""
         self.count += 1
-        if self.model.person(name).was_undone:
+        if self.model.is_tangled(name):
             return
         begun = asyncio.get_running_loop().time()
         found = await pages(self.callers, "ListDevices", ListDevicesRequest(identifiers=names(name), page_size=500))

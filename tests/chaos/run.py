@@ -1,4 +1,4 @@
-"""A run from its first line to its last: start everything, break things under load, let it come to rest, audit twice."""
+"""A run from its first line to its last: start everything, break things, let it come to rest, audit twice."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import random
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +32,6 @@ from onefold.v1.identity_service_pb2 import UpdateProfileRequest
 
 CLIENTS: Final = 16
 PROJECT, OTHER = "chaos", "other"
-KEYS: Final = {PROJECT: "chaos-key", OTHER: "other-key"}
 # What must be 0, in the order in which it is told.
 WRONG: Final = (
     "lost",
@@ -70,10 +68,11 @@ class Opened:
     stage: Stage
     place: Place
     keys: dict[str, str]
+    parts: tuple[str, ...]
 
     async def restart(self) -> None:
         """Ends all of it in order and starts it again."""
-        for name in SERVERS + WORKERS:
+        for name in self.parts:
             await self.stage.ask("kill", name)
         await self.stage.ask("postgres_stop", "fast")
         await self.stage.ask("valkey_stop")
@@ -81,18 +80,16 @@ class Opened:
         await self.stage.ask("valkey_start")
         await self.start_all()
 
-    async def start_all(self, module: tuple[str, ...] = ()) -> None:
+    async def start_all(self) -> None:
         """Starts servers and workers; returns when they are ready."""
-        for name in SERVERS + WORKERS:
-            await self.stage.ask("start", name, *module)
-        await self.stage.ask("ready", *SERVERS, *WORKERS)
+        for name in self.parts:
+            await self.stage.ask("start", name)
+        await self.stage.ask("ready", *self.parts)
 
 
 @asynccontextmanager
-async def opened(
-    folder: Path, settings: dict[str, str] | None = None, module: tuple[str, ...] = ()
-) -> AsyncIterator[Opened]:
-    """Everything running on the data of a folder; ended with the block, whatever happens in it."""
+async def opened_as(folder: Path, settings: dict[str, str], parts: tuple[str, ...]) -> AsyncIterator[Opened]:
+    """Some processes running on the data of a folder; ended with the block, whatever happens in it."""
     stage = await Stage.open(folder, settings)
     try:
         said = await stage.ask("open")
@@ -103,11 +100,16 @@ async def opened(
             )
             for project in (PROJECT, OTHER)
         }
-        running = Opened(stage, Place(**said), keys)
-        await running.start_all(module)
+        running = Opened(stage, Place(**said), keys, parts)
+        await running.start_all()
         yield running
     finally:
         await stage.close()
+
+
+def opened(folder: Path) -> AbstractAsyncContextManager[Opened]:
+    """All of them."""
+    return opened_as(folder, {}, SERVERS + WORKERS)
 
 
 @asynccontextmanager
@@ -195,7 +197,7 @@ async def chaos(minutes: float, seed: int, keep: Path | None = None) -> dict[str
         async with asyncio.timeout(minutes * 60 + _MARGIN_SECONDS), opened(folder) as running:
             log = Log(path)
             header = await set_up(running, log, seed)
-            journal, faults, reads = await _load_and_break(running, log, header, minutes, seed)
+            faults, reads = await _load_and_break(running, log, header, minutes, seed)
             quiesce = await rest(running.place.database_url)
             log.close()
             first, findings, model = await audit(running, path, seed)
@@ -225,9 +227,7 @@ async def chaos(minutes: float, seed: int, keep: Path | None = None) -> dict[str
     }
 
 
-async def _load_and_break(
-    running: Opened, log: Log, header: Entry, minutes: float, seed: int
-) -> tuple[Journal, Faults, int]:
+async def _load_and_break(running: Opened, log: Log, header: Entry, minutes: float, seed: int) -> tuple[Faults, int]:
     async with calling(running) as callers:
         journal = Journal(log, Model(), callers, random.Random(f"patience-{seed}"))
         reader = Reader(journal, PROJECT)
@@ -242,7 +242,7 @@ async def _load_and_break(
             journal.running = False
             await breaking
             await faults.heal()
-        return journal, faults, reader.count
+        return faults, reader.count
 
 
 async def audit_again(path: Path) -> dict[str, Any]:
@@ -286,8 +286,3 @@ class _folder:  # noqa: N801 - reads as a function
 def _data(log: Path) -> Path:
     """Where the data belongs that a kept log tells about."""
     return log.with_name(f"{log.name}.data").resolve()
-
-
-def total(counts: Counter[str] | dict[str, int]) -> int:
-    """How many in all."""
-    return sum(counts.values())

@@ -26,6 +26,9 @@ TESTS = Path(__file__).resolve().parents[1]
 SERVERS = ("server0", "server1")
 WORKERS = ("worker0", "worker1")
 _READY_SECONDS = 60.0
+# A commit is with the operating system before it is answered, which outlives PostgreSQL. A deadlock is told before a
+# lock_timeout can end it.
+_POSTGRES = {"synchronous_commit": "on", "deadlock_timeout": "200ms"}
 
 
 class Stage:
@@ -195,6 +198,8 @@ class _Helper:
             self.parts[name] = _Part(name, log, ["serve", "--port", str(port)], environment)
         for name in WORKERS:
             self.parts[name] = _Part(name, self.folder / f"{name}.log", ["work"], environment)
+        for part in self.parts.values():
+            part.log.touch()
         logs = [str(part.log) for part in self.parts.values()]
         logs += [str(self.folder / "postgres.log"), str(self.folder / "valkey.log")]
         addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -209,9 +214,10 @@ class _Helper:
         for name in names:
             await self.parts[name].ready()
 
-    async def kill(self, name: str) -> None:
-        """Kills a server or worker."""
+    async def kill(self, name: str) -> list[str]:
+        """Kills a server or worker; returns as what module it ran."""
         await self.parts[name].kill()
+        return self.parts[name].module
 
     async def freeze(self, name: str) -> None:
         """SIGSTOP."""
@@ -223,7 +229,7 @@ class _Helper:
 
     async def postgres_start(self) -> str:
         """Starts PostgreSQL; blocks, but whoever needs the proxy meanwhile has nothing behind it anyway."""
-        self.postgres = EmbeddedPostgres.start(self.folder, durable=False, settings={"synchronous_commit": "on"})
+        self.postgres = EmbeddedPostgres.start(self.folder, durable=False, settings=_POSTGRES)
         url = self.postgres.url()
         self.socket = f"{url.partition('host=')[2].partition('&')[0]}/.s.PGSQL.5432"
         return url
