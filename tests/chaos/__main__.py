@@ -1,0 +1,62 @@
+"""`scripts/chaos`: the checker's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chaos.mutants import MUTANTS
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--minutes", default=3.0, show_default=True, type=click.FloatRange(0.05, 600), help="How long to break things."
+)
+@click.option("--seed", default=1, show_default=True, help="Decides what the clients do and what breaks when.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--mutant", type=click.Choice(list(MUTANTS)), help="Build a deliberate bug into onefold.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the clients' log here, and the data in LOG.data.",
+)
+@click.option(
+    "--audit", "audited", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Audit a kept log again."
+)
+def main(minutes: float, seed: int, as_json: bool, mutant: str | None, keep: Path | None, audited: Path | None) -> None:
+    """Breaks everything under load, and then asks whether a single acknowledged write was lost.
+
+    Exit status 1 if anything was wrong.
+    """
+    from chaos.run import audit_again, chaos, is_right
+
+    if mutant is not None:
+        from chaos.directed import check_mutants
+
+        [result] = asyncio.run(check_mutants([mutant]))
+    elif audited is not None:
+        result = asyncio.run(audit_again(audited.resolve()))
+    else:
+        result = asyncio.run(chaos(minutes, seed, keep.resolve() if keep else None))
+    click.echo(json.dumps(result) if as_json else _summary(result))
+    sys.exit(0 if is_right(result) else 1)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    lines = []
+    for name, value in result.items():
+        if name == "problems":
+            lines += [f"  ! {problem}" for problem in value]
+        else:
+            told = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
+            lines.append(f"{name:<22} {told}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
