@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -16,7 +16,6 @@ from onefold.limits import STREAM_KEY_CHECK_SECONDS
 from onefold.projects.keys import CACHE_SECONDS, Authenticator
 from onefold.v1.identity_service_pb2 import UpdateProfileRequest
 from onefold.v1.options_pb2 import SCOPE_READ
-from onefold.v1.profile_pb2 import Identifiers
 from onefold.v1.project_pb2 import IdentifierType
 from onefold.v1.projects_service_pb2 import (
     CreateApiKeyRequest,
@@ -26,31 +25,13 @@ from onefold.v1.projects_service_pb2 import (
 )
 from support.client import Client
 from support.methods import METHODS, REQUESTS, Names, Outcome, build, plain, send
+from support.owners import MINE, made_up, owner_of
 from support.probes import rows_of
 from support.world import World
 
 OK = grpc.StatusCode.OK
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 CASES = [(path, index) for path, builds in REQUESTS.items() for index in range(len(builds))]
-MINE = Identifiers(email="mine@example.com", user_id="mine")
-
-# What the owner's own services sent before: these are there to be found, by the same names and request_ids.
-BEFORE = [
-    "ProjectsService/UpdateProject",
-    "ActivationService/CreateCriterion",
-    "IdentityService/UpdateProfile",
-    "EventsService/Track",
-    "EventsService/BatchTrack",
-    "ActivationService/RecordConsent",
-    "IdentityService/Identify",
-    "DevicesService/RegisterDevice",
-    "DevicesService/DisableDevice",
-    "DevicesService/RegisterBrowserToken",
-    "ActivationService/CreateUnknownProfile",
-    "ActivationService/Replay",
-    "EventsService/WatchTriggers",
-]
-
 # What names one thing that is not there, and makes none of it in any type of project.
 MISSING = {
     "IdentityService/GetProfile",
@@ -74,67 +55,6 @@ MISSING = {
 }
 # Projects share one space of ids, and whoever may make one is told that an id is taken.
 GLOBAL = "ProjectsService/CreateProject"
-
-
-def made_up(word: str) -> Names:
-    """Names that nothing has."""
-    return Names(
-        email=f"{word}@example.com",
-        user_id=f"{word}-user",
-        session_id=str(uuid.uuid4()),
-        profile_id=str(uuid.uuid4()),
-        anonymous_id=f"{word}-visitor",
-        event_id=f"{word}-event",
-        token=f"{word}-token",
-        recipient=f"{word}-guest@example.com",
-        merge_id=str(uuid.uuid4()),
-        disable_id=str(uuid.uuid4()),
-        criterion_id=str(uuid.uuid4()),
-        key_id=uuid.uuid4().hex[:12],
-        project_id=f"p{uuid.uuid4().hex[:12]}",
-        cursor=f"{word}-cursor",
-        request_id=f"{word}-request",
-        word=word,
-        mine=MINE,
-    )
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A project with one of everything, and the names of it all."""
-
-    client: Client
-    names: Names
-
-
-async def owner_of(make_project: MakeProject, project_type: str, word: str = "theirs") -> Owner:
-    """A project whose services have sent every kind of write."""
-    client = await make_project(project_type)
-    names = replace(made_up(word), project_id=client.project_id)
-    await client.identity.UpdateProfile(UpdateProfileRequest(identifiers=MINE, prefer_user_id=True))
-    for path in BEFORE:
-        for index in range(len(REQUESTS[path])):
-            outcome = await send(client.channel, path, client.key, build(path, index, names))
-            names = learned(names, path, outcome)
-    key = await client.projects.CreateApiKey(CreateApiKeyRequest(scopes=[SCOPE_READ]))
-    return Owner(client, replace(names, key_id=key.api_key.key_id))
-
-
-def learned(names: Names, path: str, outcome: Outcome) -> Names:
-    """The names, with the ids that an answer gives."""
-    if outcome.code is not OK:
-        return names
-    answer = outcome.messages[0]
-    match path:
-        case "ActivationService/CreateCriterion":
-            return replace(names, criterion_id=answer.criterion.criterion_id)
-        case "IdentityService/Identify" if answer.link.merge_id and answer.profile.identifiers != MINE:
-            return replace(names, profile_id=answer.profile.profile_id, merge_id=answer.link.merge_id)
-        case "DevicesService/DisableDevice" if answer.disable.disable_id:
-            return replace(names, disable_id=answer.disable.disable_id)
-        case "EventsService/WatchTriggers":
-            return replace(names, cursor=answer.cursor)
-    return names
 
 
 async def stranger_to(owner: Client, project_type: str) -> Client:
@@ -162,7 +82,7 @@ async def test_another_projects_things_look_like_missing_ones(
 ) -> None:
     """F73, P6: every method, asked with another project's key about this project's things, answers byte for byte as
     about things that nobody has, and no row of this project is read out or touched."""
-    owner = await owner_of(make_project, project_type)
+    owner = await owner_of(await make_project(project_type))
     theirs, missing = owner.names, replace(made_up("nobodys"), word=owner.names.word)
     # A stored answer is the caller's own too: the same request_id with the same body finds nothing here.
     missing = replace(missing, request_id=f"{theirs.request_id}-2")
