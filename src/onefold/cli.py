@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TYPES = click.Choice(["EMAIL", "USER_ID", "HYBRID"], case_sensitive=False)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -64,14 +65,22 @@ def dev(
 @click.option("--host", help="Address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 50051; 0 takes any free port.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port. Default: 1.")
+@click.option("--allow-plaintext", is_flag=True, help="Listen beyond loopback without TLS, as behind a proxy.")
 @click.option("--shared-port", is_flag=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
-def serve(host: str | None, port: int | None, workers: int | None, shared_port: bool, ready_fd: int | None) -> None:
+def serve(
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    allow_plaintext: bool,
+    shared_port: bool,
+    ready_fd: int | None,
+) -> None:
     """Run the gRPC server."""
     from onefold.logs import configure
 
     configure()
-    settings = _settings(host=host, port=port, server_processes=workers)
+    settings = _settings(host=host, port=port, server_processes=workers, allow_plaintext=allow_plaintext or None)
     count = settings.server_processes
 
     def on_ready(address: str) -> None:
@@ -218,7 +227,18 @@ def intents_retry(intent_ids: tuple[UUID, ...], project_id: str | None, everythi
 @main.command()
 @click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of a server.")
 @click.option("--timeout", "seconds", default=3.0, show_default=True, help="Seconds to wait.")
-def health(target: str, seconds: float) -> None:
+@click.option("--tls-ca", type=_FILE, help="Ask over TLS; PEM file of who signed the server's certificate.")
+@click.option("--tls-certificate", type=_FILE, help="Our certificate, for a server that asks for one (PEM).")
+@click.option("--tls-key", type=_FILE, help="Its key (PEM).")
+@click.option("--tls-name", help="The name in the server's certificate, if it is not the target's.")
+def health(
+    target: str,
+    seconds: float,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_name: str | None,
+) -> None:
     """Ask a server whether it serves; exit status 0 if it does."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -227,7 +247,14 @@ def health(target: str, seconds: float) -> None:
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=seconds)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
-    with grpc.insecure_channel(target) as channel:
+    def open_channel() -> grpc.Channel:
+        if tls_ca is None:
+            return grpc.insecure_channel(target)
+        ca, key, certificate = (path.read_bytes() if path else None for path in (tls_ca, tls_key, tls_certificate))
+        named = [("grpc.ssl_target_name_override", tls_name)] if tls_name else []
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), named)
+
+    with open_channel() as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             status, doorbell = ask(""), ask("onefold.doorbell")

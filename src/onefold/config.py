@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -11,6 +13,14 @@ from onefold.callers import REFUSED_IDS
 from onefold.limits import STREAM_KEY_CHECK_SECONDS, STREAM_WRITE_SECONDS
 
 _SCHEMES = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only. Other names may lead anywhere."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -32,6 +42,32 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a URL such as {schemes[0]}://...")
         return value
 
+    @field_validator("tls_key_file")
+    @classmethod
+    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("tls_certificate_file") is None):
+            raise ValueError("ONEFOLD_TLS_CERTIFICATE_FILE and ONEFOLD_TLS_KEY_FILE go together")
+        return value
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _check_client_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("tls_certificate_file") is None:
+            raise ValueError("needs ONEFOLD_TLS_CERTIFICATE_FILE")
+        return value
+
+    @field_validator("allow_plaintext")
+    @classmethod
+    def _check_plaintext(cls, value: bool, info: ValidationInfo) -> bool:
+        # Keys and people's data would be readable by whoever is on the way. A forgotten certificate must not do that.
+        plaintext = info.data.get("tls_certificate_file") is None
+        if plaintext and not value and not is_loopback(info.data.get("host", "localhost")):
+            raise ValueError(
+                "listening beyond loopback needs TLS (ONEFOLD_TLS_CERTIFICATE_FILE, ONEFOLD_TLS_KEY_FILE), or this "
+                "setting or --allow-plaintext where a proxy ends TLS"
+            )
+        return value
+
     database_url: str = Field(description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE.")
     redis_url: str = Field(description="Redis or Valkey, as redis://HOST:PORT/0, rediss://... or unix:///PATH.")
     forget_secret: SecretStr | None = Field(
@@ -45,6 +81,20 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    tls_certificate_file: Path | None = Field(
+        default=None, description="The server's certificate and its chain, PEM; read anew when it changes."
+    )
+    tls_key_file: Path | None = Field(default=None, validate_default=True, description="The certificate's key, PEM.")
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        validate_default=True,
+        description="Whose certificates callers need, PEM. Default: none.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        validate_default=True,
+        description="Listen without TLS on more than this machine's loopback address: behind a proxy that ends TLS.",
+    )
     server_processes: int = Field(default=1, ge=1, le=64, description="Processes of one server, on its one port.")
     server_connections: int = Field(
         default=10, ge=2, le=100, description="PostgreSQL connections of one process of a server."

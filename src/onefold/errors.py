@@ -8,6 +8,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+from onefold.limits import ERROR_FIELDS_BYTES, ERROR_TEXT_BYTES
+
+# What a violation takes in a message beside its texts.
+_OVERHEAD_BYTES: Final = 6
 
 
 class Kind(enum.IntEnum):
@@ -105,10 +111,31 @@ def invalid(
     violations: tuple[Violation, ...] | list[Violation], reason: Reason = Reason.FIELDS_INVALID
 ) -> OnefoldError:
     """An INVALID_ARGUMENT that lists every wrong field and sums them up in its message."""
-    found = tuple(violations)
+    found = tuple(Violation(shortened(each.field), each.description) for each in violations)
     fields = ", ".join(violation.field for violation in found[:3]) + (", ..." if len(found) > 3 else "")
     message = f"{len(found)} field{'s are' if len(found) > 1 else ' is'} not valid: {fields}."
-    return OnefoldError(Kind.INVALID_ARGUMENT, reason, message, violations=found)
+    return OnefoldError(Kind.INVALID_ARGUMENT, reason, message, violations=_as_fits(found))
+
+
+def shortened(text: str, max_bytes: int = ERROR_TEXT_BYTES) -> str:
+    """A text that a caller chose, such as a key of data in a path, with no more of it than an error may repeat."""
+    whole = text.encode()
+    return text if len(whole) <= max_bytes else whole[:max_bytes].decode(errors="ignore") + "..."
+
+
+def _as_fits(found: tuple[Violation, ...]) -> tuple[Violation, ...]:
+    """The first violations, and how many are left out. An error travels in the trailers of a call, and gRPC drops a
+    call whose trailers are larger than 8 kB: its caller would not even learn the code."""
+    size = 0
+    for index, violation in enumerate(found):
+        size += len(violation.field.encode()) + len(violation.description.encode()) + _OVERHEAD_BYTES
+        if size > ERROR_FIELDS_BYTES:
+            left_out = len(found) - index
+            return (
+                *found[:index],
+                Violation(violation.field, f"is not valid; {left_out} wrong fields are not listed, this one included"),
+            )
+    return found
 
 
 def not_found(reason: Reason, message: str) -> OnefoldError:

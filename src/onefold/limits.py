@@ -50,6 +50,10 @@ EVENT_ID_LIFETIME = timedelta(days=35)
 CONSENT_LIFETIME = timedelta(days=365)
 REQUEST_ID_LIFETIME = timedelta(hours=24)
 
+# Of the wrong fields that an error lists, and of a text of the caller's that it repeats: it has to fit into trailers.
+ERROR_FIELDS_BYTES = 3_000
+ERROR_TEXT_BYTES = 100
+
 CALL_DEFAULT_SECONDS = 10.0
 CALL_MAX_SECONDS = 30.0
 # A stream whose caller reads nothing for this long is ended.

@@ -74,6 +74,8 @@ class _Server:
     def __init__(self, settings: Settings, port: int, number: int) -> None:
         self.name = f"server process {number}"
         self._arguments = ["--host", settings.host, "--port", str(port), "--workers", "1", "--shared-port"]
+        if settings.allow_plaintext:
+            self._arguments.append("--allow-plaintext")
         self._drain_seconds = settings.drain_seconds + _CLOSING_SECONDS
         self._child: process.Child | None = None
         self._pipe: int | None = None

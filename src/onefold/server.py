@@ -32,6 +32,7 @@ from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
 from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
+from onefold.rpc.transport import TlsFiles, server_credentials
 from onefold.stopping import stop_on_signals
 from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
@@ -100,9 +101,11 @@ async def serve(
 
     With `shared_port`, other processes of this user may listen on the port too; connections are spread over them.
 
-    Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, the port is taken.
+    Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, the port is taken, the TLS
+    files are not good.
     """
     stop = stop or stop_on_signals()
+    credentials = _credentials(settings)
     database = await Database.connect(
         settings.database_url,
         settings=SERVER_SETTINGS,
@@ -147,7 +150,7 @@ async def serve(
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         server.add_generic_rpc_handlers(tuple(Reflection([*names, health.SERVICE_NAME]).handlers()))
-        port = _listen(server, settings, shared_port=shared_port)
+        port = _listen(server, settings, credentials, shared_port=shared_port)
 
         await doorbell.start()
         await batcher.start()
@@ -172,11 +175,24 @@ async def serve(
         await database.close()
 
 
-def _listen(server: grpc.aio.Server, settings: Settings, *, shared_port: bool) -> int:
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """What the server proves itself with; None for plaintext."""
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    return server_credentials(
+        TlsFiles(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+    )
+
+
+def _listen(
+    server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None, *, shared_port: bool
+) -> int:
     if not shared_port:
         # Before gRPC tries, which would print lines of its own about a port that is taken.
         require_free(settings.host, settings.port)
     try:
+        if credentials is not None:
+            return server.add_secure_port(f"{settings.host}:{settings.port}", credentials)
         return server.add_insecure_port(f"{settings.host}:{settings.port}")
     except RuntimeError:
         raise cannot_listen(settings.host, settings.port) from None

@@ -89,6 +89,7 @@ from onefold.v1.projects_service_pb2 import (
     UpdateProjectRequest,
 )
 from support.client import Client, Failure, email, failure, first_answer, timestamp, user
+from support.probes import rows_of
 from support.world import World
 
 MakeProject = Callable[..., Awaitable[Client]]
@@ -570,25 +571,10 @@ async def test_a_write_that_is_refused_for_its_key_writes_nothing(email_project:
 
 # --- one project and another -----------------------------------------------------------------------------------------
 
-TABLES = [
-    *["projects", "api_keys", "profiles", "identifiers", "events", "anonymous_events", "event_ids", "merges"],
-    *["devices", "token_disables", "intents", "requests", "moves", "forgotten", "invite_events"],
-    *["triggers", "trigger_purges", "activities"],
-    *["criteria", "consents", "activation_visitors", "activation_notes", "activation_reviews"],
-]
-
 
 async def snapshot(world: World, project: Client) -> dict[str, list[str]]:
     """Every row of a project, with the transaction that wrote it last: equal only if no row was touched."""
-    return {
-        table: sorted(
-            str(tuple(row))
-            for row in await world.fetch(
-                f"SELECT xmin::text, stored.* FROM {table} AS stored WHERE project_id = $1", project.project_id
-            )
-        )
-        for table in TABLES
-    }
+    return await rows_of(world, project.project_id, with_writers=True)
 
 
 async def raw_failure(call: Any) -> tuple[grpc.StatusCode, str | None, list[tuple[str, Any]]]:
@@ -598,85 +584,6 @@ async def raw_failure(call: Any) -> tuple[grpc.StatusCode, str | None, list[tupl
     except grpc.aio.AioRpcError as error:
         return error.code(), error.details(), sorted(error.trailing_metadata())
     raise AssertionError(f"the call succeeded: {answer}")
-
-
-async def test_the_snapshot_covers_every_table_of_projects(world: World) -> None:
-    """F73: no table that holds a project's rows is left out of the comparison."""
-    rows = await world.fetch(
-        "SELECT DISTINCT columns.table_name FROM information_schema.columns"
-        " JOIN pg_class ON relname = columns.table_name AND NOT relispartition"
-        " WHERE column_name = 'project_id' AND table_schema = 'public'"
-    )
-    assert {row["table_name"] for row in rows} == set(TABLES)
-
-
-@pytest.mark.parametrize("project_type", ["EMAIL", "USER_ID", "HYBRID"])
-async def test_another_projects_ids_look_like_missing_ones(
-    make_project: MakeProject, world: World, project_type: str
-) -> None:
-    """F73, P6: with another project's key each of this project's ids is NOT_FOUND, byte for byte as one that nobody
-    has, and no row of this project is touched."""
-    owner, stranger = await make_project(project_type), await make_project(project_type)
-    who = Identifiers(email="a@example.com", user_id="u")
-    made = await owner.identity.UpdateProfile(UpdateProfileRequest(identifiers=who, data_fields_json='{"a":1}'))
-    profile_id = made.profile.profile_id
-    await owner.track(identifiers=user("u"), name="Event", event_id="event")
-    await owner.track(anonymous_id="x", name="Event")
-    await owner.identity.Identify(IdentifyRequest(identifiers=who, anonymous_id="y"))
-    await owner.devices.RegisterDevice(RegisterDeviceRequest(identifiers=who, device=DEVICE))
-    disabled = await owner.devices.DisableDevice(DisableDeviceRequest(token="t"))
-    key, _ = await make_key(owner, SCOPE_READ)
-    # The stranger has a person of its own, so that naming a device is not refused for want of a person.
-    await stranger.identity.UpdateProfile(UpdateProfileRequest(identifiers=user("mine"), prefer_user_id=True))
-    before = await snapshot(world, owner)
-
-    missing_id = "0198c2f0-7d1a-7bbb-8a52-0d6b1f2a9c11"
-    asked: list[tuple[Callable[[Any], Any], Any, Any]] = [
-        (lambda it: stranger.identity.GetProfile(GetProfileRequest(profile_id=it)), profile_id, missing_id),
-        (lambda it: stranger.events.ListEvents(ListEventsRequest(profile_id=it)), profile_id, missing_id),
-        (lambda it: stranger.devices.ListDevices(ListDevicesRequest(profile_id=it)), profile_id, missing_id),
-        (
-            lambda it: stranger.devices.GetDisable(GetDisableRequest(disable_id=it)),
-            disabled.disable.disable_id,
-            missing_id,
-        ),
-        (
-            lambda it: stranger.projects.RevokeApiKey(RevokeApiKeyRequest(key_id=it)),
-            key.key_id,
-            "0123456789ab",
-        ),
-        (lambda it: stranger.identity.GetProfile(GetProfileRequest(identifiers=it)), user("u"), user("w")),
-        (lambda it: stranger.events.ListEvents(ListEventsRequest(identifiers=it)), user("u"), user("w")),
-        (lambda it: stranger.devices.ListDevices(ListDevicesRequest(identifiers=it)), user("u"), user("w")),
-        (
-            lambda it: stranger.devices.DisableDevice(DisableDeviceRequest(token="t", identifiers=it)),
-            user("u"),
-            user("w"),
-        ),
-        (
-            lambda it: stranger.devices.DisableDevice(DisableDeviceRequest(token=it, identifiers=user("mine"))),
-            "t",
-            "missing",
-        ),
-    ]
-    if project_type == "EMAIL":
-        asked += [
-            (lambda it: stranger.identity.UpdateProfile(UpdateProfileRequest(identifiers=it)), user("u"), user("w")),
-            (
-                lambda it: stranger.identity.Identify(IdentifyRequest(identifiers=it, anonymous_id="z")),
-                user("u"),
-                user("w"),
-            ),
-        ]
-    for ask, theirs, missing in asked:
-        found = await raw_failure(ask(theirs))
-        assert found[0] == NOT_FOUND
-        assert found == await raw_failure(ask(missing))
-    for token in ("t", "missing"):
-        holders = await stranger.devices.ListTokenHolders(ListTokenHoldersRequest(token=token))
-        assert not holders.holders
-    assert await stranger.names(anonymous_id="x") == []
-    assert await snapshot(world, owner) == before
 
 
 async def test_the_same_ids_in_two_projects_are_two_of_everything(make_project: MakeProject, world: World) -> None:

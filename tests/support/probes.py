@@ -25,8 +25,12 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = PATI
         await asyncio.sleep(0.01)
 
 
-async def rows_of(world: World, project_id: str) -> dict[str, list[str]]:
-    """Every row that a project has in any table, as text, by table. Two calls compare equal if nothing changed."""
+async def rows_of(world: World, project_id: str, *, with_writers: bool = False) -> dict[str, list[str]]:
+    """Every row that a project has in any table, as text, by table. Two calls compare equal if nothing changed.
+
+    With the transactions that wrote the rows, they compare equal only if no row was written again as it was.
+    """
+    row = "t.xmin::text || t::text" if with_writers else "t::text"
     tables = await world.fetch(
         "SELECT c.table_name FROM information_schema.columns AS c "
         "JOIN pg_class AS r ON r.relname = c.table_name AND NOT r.relispartition "
@@ -34,9 +38,9 @@ async def rows_of(world: World, project_id: str) -> dict[str, list[str]]:
     )
     return {
         name: [
-            row[0]
-            for row in await world.fetch(
-                f"SELECT t::text FROM {name} AS t WHERE project_id = $1 ORDER BY 1", project_id
+            found[0]
+            for found in await world.fetch(
+                f"SELECT {row} FROM {name} AS t WHERE project_id = $1 ORDER BY 1", project_id
             )
         ]
         for (name,) in tables

@@ -88,8 +88,7 @@ def test_the_servers_are_the_ones_the_tests_use() -> None:
 def test_the_server_answers_at_its_published_port() -> None:
     """The published port is the one that the server listens on and that its health check asks."""
     server = SERVICES["server"]
-    options = dict(zip(server["command"][1::2], server["command"][2::2], strict=True))
-    assert options == {"--host": "0.0.0.0", "--port": "50051"}
+    assert server["command"] == ["serve", "--host", "0.0.0.0", "--port", "50051", "--allow-plaintext"]
     [published] = server["ports"]
     assert published == "${ONEFOLD_PUBLISH:-127.0.0.1:50051}:50051"
     assert server["healthcheck"]["test"] == ["CMD", "onefold", "health", "--target", "127.0.0.1:50051"]

@@ -178,6 +178,14 @@ LIMITS = [
     ("TRIGGER_LIFETIME", "events_service.proto", f"Kept for {limits.TRIGGER_LIFETIME.days} days"),
     ("TRIGGER_PAGE_EVENTS", "events_service.proto", f"at most {limits.TRIGGER_PAGE_EVENTS} triggers"),
     ("TRIGGER_IDLE_SECONDS", "events_service.proto", f"at least every {limits.TRIGGER_IDLE_SECONDS:.0f} seconds"),
+    *(
+        (name, file, text)
+        for file in ("error_reason.proto", "item_error.proto")
+        for name, text in (
+            ("ERROR_FIELDS_BYTES", f"as far as they fit into {limits.ERROR_FIELDS_BYTES // 1000} kB"),
+            ("ERROR_TEXT_BYTES", f"ends after {limits.ERROR_TEXT_BYTES} bytes"),
+        )
+    ),
     ("ACTIVITY_LOOK_ROWS", "events_service.proto", f"at most {limits.ACTIVITY_LOOK_ROWS:,} entries of each kind"),
     ("ACTIVITY_COUNT_EVENTS", "activity.proto", f"still has {limits.ACTIVITY_COUNT_EVENTS:,} events or more"),
 ]

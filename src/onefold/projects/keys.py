@@ -6,6 +6,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -31,8 +32,15 @@ class Authenticator:
     still holds until its time is over.
     """
 
-    def __init__(self, database: Database, forget_secret: bytes, refused_ids: frozenset[str] = REFUSED_IDS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        forget_secret: bytes,
+        refused_ids: frozenset[str] = REFUSED_IDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
+        self._clock = clock
         self._refused_ids = refused_ids
         self._forget_secret = forget_secret
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
@@ -41,7 +49,7 @@ class Authenticator:
         """The caller whose key this is. Raises UNAUTHENTICATED / API_KEY_INVALID."""
         digest = secret_hash(text)
         known = self._known.get(digest)
-        if known is not None and time.monotonic() < known[0]:
+        if known is not None and self._clock() < known[0]:
             return known[1]
         key = split_key(text)
         caller = await self._database.read(lambda connection: store.find_caller(connection, key))
@@ -51,7 +59,7 @@ class Authenticator:
         project = replace(caller.project, forget_key=self._forget_key(caller.project), refused_ids=self._refused_ids)
         caller = replace(caller, project=project)
         seconds = CACHE_SECONDS if caller.seconds_left is None else min(CACHE_SECONDS, caller.seconds_left)
-        self._known[digest] = (time.monotonic() + seconds, caller)
+        self._known[digest] = (self._clock() + seconds, caller)
         self._known.move_to_end(digest)
         if len(self._known) > _CACHED_KEYS:
             self._known.popitem(last=False)

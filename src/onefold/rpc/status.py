@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -12,16 +13,20 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from onefold.errors import OnefoldError
+from onefold.errors import OnefoldError, shortened
+from onefold.limits import EVENT_ID_CHARACTERS
 from onefold.v1.error_reason_pb2 import ErrorReason
 from onefold.v1.item_error_pb2 import FieldViolation, ItemError
 
 DOMAIN = "onefold"
+# Room for an id of a caller's, which is the longest that is told back whole.
+_METADATA_BYTES: Final = 4 * EVENT_ID_CHARACTERS
 
 
 def to_status(error: OnefoldError) -> grpc.Status:
     """The status of a call that failed: code, message, ErrorInfo, and BadRequest or RetryInfo where they apply."""
-    details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))]
+    metadata = {key: shortened(value, _METADATA_BYTES) for key, value in error.metadata.items()}
+    details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if error.violations:
         details.append(
             BadRequest(
