@@ -15,7 +15,8 @@ from onefold.callers import Project
 from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Query, Record
 from onefold.errors import OnefoldError
-from onefold.identity.links import LinkRow, queries, settle_links, subject_id, to_link
+from onefold.identity.links import LinkRow, settle_links, subject_id, to_link
+from onefold.identity.links import queries as queries
 from onefold.identity.naming import IdentifierKind, Named, is_session_id
 from onefold.identity.rules import (
     Directory,
