@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -45,6 +46,18 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    http_host: str = "127.0.0.1"
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Where /metrics, /livez and /readyz are answered; each process of a server has one port more "
+        "than the one before it. Default: nowhere.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_ok_share: float = Field(
+        default=1.0, ge=0, le=1, description="The share of calls that went well which is logged; others always are."
+    )
     server_processes: int = Field(default=1, ge=1, le=64, description="Processes of one server, on its one port.")
     server_connections: int = Field(
         default=10, ge=2, le=100, description="PostgreSQL connections of one process of a server."

@@ -107,7 +107,7 @@ def _run(options: DevOptions, data: Path, signals: StopSignals, supervisor: Supe
         "ONEFOLD_DATABASE_URL": addresses.database_url,
         "ONEFOLD_REDIS_URL": addresses.redis_url,
     }
-    worker = _Service("worker", ["work"], environment, data)
+    worker = _Service("worker", ["work", "--http-port", "0"], environment, data)
     server = _Server(options.port, environment, data)
     services = (worker, server)
     for service in services:
@@ -274,7 +274,7 @@ class _Server(_Service):
     def start(self) -> "_Server":
         if self._received:
             self._port = int(self.address.rpartition(":")[2])
-        self._arguments = ["serve", "--host", _HOST, "--port", str(self._port)]
+        self._arguments = ["serve", "--host", _HOST, "--port", str(self._port), "--http-port", "0"]
         super().start()
         return self
 
