@@ -33,6 +33,7 @@ _CLOSE_SECONDS: Final = 1.0
 ok_share = 1.0
 _level = logging.INFO
 _writer: Writer | None = None
+_NAMES: Final = {level: logging.getLevelName(level).lower() for level in (10, 20, 30, 40, 50)}
 _stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 _render: Callable[[dict[str, Any]], bytes]
 
@@ -40,7 +41,10 @@ _render: Callable[[dict[str, Any]], bytes]
 class Writer:
     """Writes lines to a descriptor by a thread of its own. `write` never waits."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, tell: Callable[[int], bytes], waiting_bytes: int = _WAITING_BYTES) -> None:
+        """`tell` makes the line that says how many were dropped."""
+        self._tell = tell
+        self._waiting_bytes = waiting_bytes
         self._descriptor = descriptor
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -56,7 +60,7 @@ class Writer:
     def write(self, line: bytes) -> None:
         """Takes a line, or drops it if too many wait."""
         with self._lock:
-            if self._bytes + len(line) > _WAITING_BYTES:
+            if self._bytes + len(line) > self._waiting_bytes:
                 self.dropped += 1
                 return
             self._lines.append(line)
@@ -88,7 +92,7 @@ class Writer:
                 dropped = self.dropped
             if dropped > self._told:
                 lost, self._told = dropped - self._told, dropped
-                emit(logging.WARNING, "log lines were dropped", {"lines": lost})
+                self.write(self._tell(lost))
             if self._closing and not self._lines:
                 return
 
@@ -105,7 +109,7 @@ def configure(level: str = "INFO", share: float = 1.0) -> None:
     """Sets up the log lines of this process: the least level that is written, and the share of calls that went well."""
     global _level, _writer, _render, ok_share
     _level, ok_share = logging.getLevelNamesMapping()[level], share
-    _writer = Writer(sys.stderr.fileno())
+    _writer = Writer(sys.stderr.fileno(), _dropped_line)
     _render = _for_people if sys.stderr.isatty() else _for_programs
     atexit.register(_writer.close)
     structlog.configure(
@@ -128,8 +132,15 @@ def is_on(level: int) -> bool:
 def emit(level: int, event: str, fields: dict[str, object]) -> None:
     """Writes a line, if its level is on, without the way through structlog: for what comes with every call."""
     if _writer is not None and level >= _level:
-        line: dict[str, Any] = {"level": logging.getLevelName(level).lower(), "event": event, **fields}
-        _writer.write(_render(dict(_stamp(None, "", line))))
+        _writer.write(_line(level, event, fields))
+
+
+def _line(level: int, event: str, fields: dict[str, object]) -> bytes:
+    return _render(_stamp(None, "", {"level": _NAMES[level], "event": event, **fields}))  # type: ignore[arg-type]
+
+
+def _dropped_line(count: int) -> bytes:
+    return _line(logging.WARNING, "log lines were dropped", {"lines": count})
 
 
 def dropped_lines() -> int:

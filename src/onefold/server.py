@@ -33,6 +33,7 @@ from onefold.projects.store import forget_secret
 from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.stopping import stop_on_signals
+from onefold.telemetry.calls import prepare
 from onefold.telemetry.http import Readiness, SidePort
 from onefold.telemetry.state import StateMetrics
 from onefold.triggers.service import TriggerCalls
@@ -157,6 +158,7 @@ async def serve(
         port = _listen(server, settings, shared_port=shared_port)
 
         if settings.http_port is not None:
+            prepare(FILES)
             on_http(await side_port.start(settings.http_host, settings.http_port))
         await doorbell.start()
         await batcher.start()

@@ -35,8 +35,10 @@ from onefold.intents.doorbell import (
     ring_once,
     serialize_job,
 )
+from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.stopping import stop_on_signals
+from onefold.telemetry import metrics
 from onefold.telemetry.http import Readiness, SidePort
 from onefold.telemetry.state import StateMetrics
 from onefold.workflows.retention import keep_partitions, purge
@@ -75,6 +77,7 @@ async def work(
         await require_schema(database)
         await refuse_evicting_redis(settings.redis_url)
         if settings.http_port is not None:
+            metrics.prepare_kinds(IntentKind)
             on_http(await side_port.start(settings.http_host, settings.http_port))
         tasks = [
             asyncio.create_task(_watch_health(database, readiness), name="health"),

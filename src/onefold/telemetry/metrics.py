@@ -6,6 +6,7 @@ What is looked up when somebody asks (pool, backlog, health) is in state.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import (
@@ -93,6 +94,15 @@ LOOP_DELAY: Final = Histogram(
     registry=REGISTRY,
 )
 
-# There from the start, so that a rate over them begins at the first one.
+# There from the start, so that the first one is an increase, not a new series.
 for _result in ("rung", "failed", "silent"):
     BELLS.labels(_result)
+
+
+def prepare_kinds(kinds: Iterable[str]) -> None:
+    """The same for the kinds of intents, in a process that works on them."""
+    for kind in kinds:
+        CHUNKS.labels(kind)
+        ROWS.labels(kind)
+        for result in ("ended", "paused", "failed", "stopped", "nothing"):
+            RUNS.labels(kind, result)

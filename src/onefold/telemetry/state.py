@@ -66,7 +66,9 @@ class StateMetrics(Collector):
             except (OnefoldError, asyncpg.PostgresError, TimeoutError):
                 # Old numbers would look like good ones.
                 self._backlog = None
-        return generate_latest(metrics.REGISTRY) + generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        # A thousand lines take 10 ms: in a thread, so that calls get on meanwhile.
+        counted = await asyncio.to_thread(generate_latest, metrics.REGISTRY)
+        return counted + generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def collect(self) -> Iterator[Metric]:
         """The metrics; the backlog as `page` has found it."""
