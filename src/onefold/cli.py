@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_HTTP_PORT = "Answer /metrics, /livez and /readyz here; 0 takes any free port. Default: nowhere."
 _TYPES = click.Choice(["EMAIL", "USER_ID", "HYBRID"], case_sensitive=False)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -66,6 +68,7 @@ def dev(
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 50051; 0 takes any free port.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port. Default: 1.")
 @click.option("--allow-plaintext", is_flag=True, help="Listen beyond loopback without TLS, as behind a proxy.")
+@click.option("--http-port", type=click.IntRange(0, 65535), help=_HTTP_PORT)
 @click.option("--shared-port", is_flag=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 def serve(
@@ -73,19 +76,21 @@ def serve(
     port: int | None,
     workers: int | None,
     allow_plaintext: bool,
+    http_port: int | None,
     shared_port: bool,
     ready_fd: int | None,
 ) -> None:
     """Run the gRPC server."""
-    from onefold.logs import configure
-
-    configure()
-    settings = _settings(host=host, port=port, server_processes=workers, allow_plaintext=allow_plaintext or None)
+    settings = _settings(
+        host=host, port=port, server_processes=workers, http_port=http_port, allow_plaintext=allow_plaintext or None
+    )
+    http: list[str] = []
     count = settings.server_processes
 
     def on_ready(address: str) -> None:
         several = ready_fd is None and count > 1
-        _say_ready(ready_fd, f"serving on {address} ({count} processes)" if several else f"ready {address}")
+        said = f"serving on {address} ({count} processes)" if several else f"ready {address}"
+        _say_ready(ready_fd, " ".join([said, *http]))
 
     if count > 1:
         from onefold.processes import serve_processes
@@ -94,19 +99,28 @@ def serve(
 
     from onefold.server import serve as run
 
-    _run(lambda: run(settings, on_ready=on_ready, shared_port=shared_port))
+    _observe("server", settings)
+    on_http = partial(_note_http, http)
+    _run(lambda: run(settings, on_ready=on_ready, on_http=on_http, shared_port=shared_port))
 
 
 @main.command()
+@click.option("--http-port", type=click.IntRange(0, 65535), help=_HTTP_PORT)
 @click.option("--ready-fd", type=int, hidden=True)
-def work(ready_fd: int | None) -> None:
+def work(http_port: int | None, ready_fd: int | None) -> None:
     """Run a worker."""
-    from onefold.logs import configure
     from onefold.worker import work as run
 
-    configure()
-    settings = _settings()
-    _run(lambda: run(settings, on_ready=lambda: _say_ready(ready_fd, "ready")))
+    settings = _settings(http_port=http_port)
+    http: list[str] = []
+    _observe("worker", settings)
+    _run(
+        lambda: run(
+            settings,
+            on_ready=lambda: _say_ready(ready_fd, " ".join(["ready", *http])),
+            on_http=partial(_note_http, http),
+        )
+    )
 
 
 @main.command()
@@ -264,6 +278,19 @@ def health(
         status if doorbell == "SERVING" else f"{status} (degraded: Redis takes no bells, work begins up to 10 s later)"
     )
     sys.exit(0 if status == "SERVING" else 1)
+
+
+def _observe(role: str, settings: Settings) -> None:
+    """Sets up log lines and traces of a process that runs until it is told to stop."""
+    from onefold.logs import configure
+    from onefold.telemetry import tracing
+
+    configure(settings.log_level, settings.log_ok_share)
+    tracing.configure(role)
+
+
+def _note_http(http: list[str], address: str) -> None:
+    http += ["http", address]
 
 
 def _settings(**flags: object) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -94,6 +95,18 @@ class Settings(BaseSettings):
         default=False,
         validate_default=True,
         description="Listen without TLS on more than this machine's loopback address: behind a proxy that ends TLS.",
+    )
+    http_host: str = "127.0.0.1"
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Where /metrics, /livez and /readyz are answered; each process of a server has one port more "
+        "than the one before it. Default: nowhere.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_ok_share: float = Field(
+        default=1.0, ge=0, le=1, description="The share of calls that went well which is logged; others always are."
     )
     server_processes: int = Field(default=1, ge=1, le=64, description="Processes of one server, on its one port.")
     server_connections: int = Field(

@@ -124,7 +124,7 @@ def _run(options: DevOptions, data: Path, signals: StopSignals, supervisor: Supe
                 f"the {service.name} was not ready within {_READY_TIMEOUT_SECONDS:.0f} s{service.last_words()}"
             )
 
-    _announce(options, data, server.address, api_key)
+    _announce(options, data, server, worker, api_key)
     supervisor.watch()
 
 
@@ -213,8 +213,10 @@ class _Service:
         output = folder.open_log(self.log)
         try:
             self._log_start = os.fstat(output).st_size
+            # Any that is free; the same one when it is started again.
+            side_port = ["--http-port", self.http.rpartition(":")[2] or "0"]
             self._child = process.spawn(
-                [sys.executable, "-m", "onefold", *self._arguments, "--ready-fd", str(ready_fd)],
+                [sys.executable, "-m", "onefold", *self._arguments, *side_port, "--ready-fd", str(ready_fd)],
                 death_signal=signal.SIGTERM,
                 output=output,
                 environment=self._environment,
@@ -253,6 +255,11 @@ class _Service:
             raise DevError(f"the {self.name} ended with {describe(status)} before it was ready{self.last_words()}")
         return b"\n" in self._received
 
+    @property
+    def http(self) -> str:
+        """HOST:PORT of the side port, once the process has reported ready for the first time."""
+        return self._received.partition(b"\n")[0].decode().partition(" http ")[2].strip()
+
     def last_words(self) -> str:
         """The end of what the process has logged, as the end of an error message."""
         lines = folder.last_lines(self.log, _LOG_LINES_SHOWN, from_byte=self._log_start)
@@ -281,7 +288,7 @@ class _Server(_Service):
     @property
     def address(self) -> str:
         """HOST:PORT, once the server has reported ready for the first time."""
-        return self._received.partition(b"\n")[0].decode().removeprefix("ready").strip()
+        return self._received.partition(b"\n")[0].decode().removeprefix("ready").partition(" http ")[0].strip()
 
 
 def _all_ready(services: Sequence[_Service]) -> bool:
@@ -336,9 +343,11 @@ def _keep_key(path: Path, api_key: str) -> None:
     Path(unfinished).replace(path)
 
 
-def _announce(options: DevOptions, data: Path, address: str, api_key: str) -> None:
+def _announce(options: DevOptions, data: Path, server: _Server, worker: _Service, api_key: str) -> None:
+    address = server.address
     if options.json:
-        ready = {"ready": True, "grpc": address, "project": options.project, "api_key": api_key}
+        ready: dict[str, object] = {"ready": True, "grpc": address, "project": options.project, "api_key": api_key}
+        ready["http"] = {"server": server.http, "worker": worker.http}
         click.echo(json.dumps(ready))
         return
     kept = "removed at the end" if options.ephemeral else "kept"
@@ -348,6 +357,7 @@ onefold is ready
   address  {address}
   project  {options.project} ({options.project_type.lower()})
   api key  {api_key}
+  metrics  http://{server.http}/metrics (server), http://{worker.http}/metrics (worker)
   data     {data} ({kept}; the logs are there, too)
 
 Track a first event:

@@ -76,6 +76,9 @@ class _Server:
         self._arguments = ["--host", settings.host, "--port", str(port), "--workers", "1", "--shared-port"]
         if settings.allow_plaintext:
             self._arguments.append("--allow-plaintext")
+        if settings.http_port is not None:
+            # A port for each: what a process counts is its own, and starts anew with it, as Prometheus expects.
+            self._arguments += ["--http-port", str(settings.http_port + number - 1 if settings.http_port else 0)]
         self._drain_seconds = settings.drain_seconds + _CLOSING_SECONDS
         self._child: process.Child | None = None
         self._pipe: int | None = None

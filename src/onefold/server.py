@@ -14,10 +14,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from onefold.activation.service import ActivationService
 from onefold.activity.service import ActivityCalls
 from onefold.config import Settings
+from onefold.db.health import HEALTH_SECONDS, problem
 from onefold.db.migrate import require_schema
 from onefold.db.pool import SERVER_SETTINGS, Database
 from onefold.devices.service import DevicesService
-from onefold.errors import OnefoldError
 from onefold.events.batcher import Batcher
 from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
@@ -34,6 +34,9 @@ from onefold.rpc.boundary import Boundary, Bounds, required_scopes
 from onefold.rpc.reflection import Reflection
 from onefold.rpc.transport import TlsFiles, server_credentials
 from onefold.stopping import stop_on_signals
+from onefold.telemetry.calls import prepare
+from onefold.telemetry.http import Readiness, SidePort
+from onefold.telemetry.state import StateMetrics
 from onefold.triggers.service import TriggerCalls
 from onefold.v1 import (
     activation_service_pb2,
@@ -86,7 +89,6 @@ _OPTIONS: Final = [
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),
 ]
-_HEALTH_SECONDS: Final = 2.0
 _LAME_DUCK_SECONDS: Final = 0.3
 
 
@@ -94,10 +96,13 @@ async def serve(
     settings: Settings,
     *,
     on_ready: Callable[[str], None],
+    on_http: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
     shared_port: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` with "HOST:PORT" when calls can come.
+
+    Before that it calls `on_http` with the side port's, if there is one.
 
     With `shared_port`, other processes of this user may listen on the port too; connections are spread over them.
 
@@ -114,6 +119,9 @@ async def serve(
     )
     doorbell = Doorbell(settings.redis_url)
     batcher = Batcher(database)
+    readiness = Readiness()
+    state = StateMetrics(database, readiness, role="server", doorbell=doorbell, batcher=batcher)
+    side_port = SidePort(readiness, state.page)
     try:
         await require_schema(database)
         secret = settings.forget_secret
@@ -152,10 +160,13 @@ async def serve(
         server.add_generic_rpc_handlers(tuple(Reflection([*names, health.SERVICE_NAME]).handlers()))
         port = _listen(server, settings, credentials, shared_port=shared_port)
 
+        if settings.http_port is not None:
+            prepare(FILES)
+            on_http(await side_port.start(settings.http_host, settings.http_port))
         await doorbell.start()
         await batcher.start()
         await server.start()
-        watch = asyncio.create_task(_watch_health(servicer, database, doorbell, ["", *names]))
+        watch = asyncio.create_task(_watch_health(servicer, database, doorbell, readiness, ["", *names]))
         # What the start has made stays for good. To look through it again and again took a tenth of a batch's time.
         gc.collect()
         gc.freeze()
@@ -164,12 +175,14 @@ async def serve(
 
         # Out of the load balancers first, then no new calls, then the running ones end.
         watch.cancel()
+        readiness.problem = "stopping"
         await servicer.enter_graceful_shutdown()
         boundary.stop()
         # gRPC alone would cancel calls that are on their way; for a moment they are told to go elsewhere instead.
         await asyncio.sleep(min(_LAME_DUCK_SECONDS, settings.drain_seconds))
         await server.stop(settings.drain_seconds)
     finally:
+        await side_port.stop()
         await batcher.stop()
         await doorbell.stop()
         await database.close()
@@ -199,31 +212,25 @@ def _listen(
 
 
 async def _watch_health(
-    servicer: health.aio.HealthServicer, database: Database, doorbell: Doorbell, names: list[str]
+    servicer: health.aio.HealthServicer, database: Database, doorbell: Doorbell, readiness: Readiness, names: list[str]
 ) -> None:
-    """Reports SERVING while PostgreSQL takes writes, else NOT_SERVING. Redis does not count, for no call needs it.
+    """Reports SERVING while PostgreSQL takes writes and has our schema, else NOT_SERVING. Redis does
+    not count, for no call needs it.
 
     Whether the last bells were heard is reported under a name of its own, which no load balancer asks for.
     """
     known: bool | None = None
     while True:
         await servicer.set(DOORBELL_SERVICE, _health_status(not doorbell.degraded))
-        try:
-            async with asyncio.timeout(_HEALTH_SECONDS):
-                writable = await database.read(
-                    lambda connection: connection.fetchval(
-                        "SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'"
-                    )
-                )
-        except (OnefoldError, TimeoutError):
-            writable = False
-        if writable is not known:
+        readiness.problem = await problem(database)
+        serving = readiness.problem is None
+        if serving is not known:
             for name in names:
-                await servicer.set(name, _health_status(writable))
+                await servicer.set(name, _health_status(serving))
             if known is not None:
-                _log.warning("health changed", serving=writable)
-            known = writable
-        await asyncio.sleep(_HEALTH_SECONDS)
+                _log.warning("health changed", serving=serving, problem=readiness.problem)
+            known = serving
+        await asyncio.sleep(HEALTH_SECONDS)
 
 
 def _health_status(good: bool) -> int:

@@ -22,6 +22,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from onefold.config import Settings
+from onefold.db.health import HEALTH_SECONDS, problem
 from onefold.db.migrate import require_schema
 from onefold.db.pool import WORKER_SETTINGS, Database
 from onefold.errors import OnefoldError, Reason, failed_precondition
@@ -34,8 +35,12 @@ from onefold.intents.doorbell import (
     ring_once,
     serialize_job,
 )
+from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.stopping import stop_on_signals
+from onefold.telemetry import metrics
+from onefold.telemetry.http import Readiness, SidePort
+from onefold.telemetry.state import StateMetrics
 from onefold.workflows.retention import keep_partitions, purge
 from onefold.workflows.run import STRETCH_SECONDS, Ran, run_intent
 
@@ -50,8 +55,15 @@ _ACTIVATION_STRETCH_SECONDS: Final = 2.0
 _LONGEST_BACKOFF_SECONDS: Final = 10.0
 
 
-async def work(settings: Settings, *, on_ready: Callable[[], None], stop: asyncio.Event | None = None) -> None:
-    """Works until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` when it looks for work.
+async def work(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None],
+    on_http: Callable[[str], None] = lambda _: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Works until SIGTERM or SIGINT, or until `stop` is set. Calls `on_ready` when it looks for work, and before that
+    `on_http` with "HOST:PORT" of the side port, if there is one.
 
     Raises OnefoldError when it cannot start: PostgreSQL is away, its schema is too old, Redis evicts keys.
     """
@@ -59,10 +71,16 @@ async def work(settings: Settings, *, on_ready: Callable[[], None], stop: asynci
     database = await Database.connect(
         settings.database_url, settings=WORKER_SETTINGS, connections=settings.worker_connections, acquire_seconds=10.0
     )
+    readiness = Readiness()
+    side_port = SidePort(readiness, StateMetrics(database, readiness, role="worker").page)
     try:
         await require_schema(database)
         await refuse_evicting_redis(settings.redis_url)
+        if settings.http_port is not None:
+            metrics.prepare_kinds(IntentKind)
+            on_http(await side_port.start(settings.http_host, settings.http_port))
         tasks = [
+            asyncio.create_task(_watch_health(database, readiness), name="health"),
             asyncio.create_task(supervise_arq(settings, database), name="arq"),
             asyncio.create_task(_sweep_forever(settings, database), name="sweep"),
             asyncio.create_task(_activate_forever(settings, database), name="activation"),
@@ -74,11 +92,19 @@ async def work(settings: Settings, *, on_ready: Callable[[], None], stop: asynci
         done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         for task in [*tasks, stopping]:
             task.cancel()
+        readiness.problem = "stopping"
         await asyncio.wait([*tasks, stopping], timeout=8.0)
         for task in done - {stopping}:
             task.result()
     finally:
+        await side_port.stop()
         await database.close()
+
+
+async def _watch_health(database: Database, readiness: Readiness) -> None:
+    while True:
+        readiness.problem = await problem(database)
+        await asyncio.sleep(HEALTH_SECONDS)
 
 
 async def refuse_evicting_redis(url: str) -> None:

@@ -196,7 +196,7 @@ SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
 
 
 def _subject(project: str, anonymous_id: str) -> UUID:
-    from onefold.identity.store import subject_id
+    from onefold.identity.links import subject_id
 
     return subject_id(project, anonymous_id)
 

@@ -54,6 +54,7 @@ class Service:
     grpc: str
     project: str
     api_key: str
+    http: dict[str, str]
 
     def children(self) -> dict[str, psutil.Process]:
         """The direct children by what they are: postgres, valkey, serve, work."""

@@ -22,6 +22,7 @@ STATEMENTS = [(package, query) for package in PACKAGES for query in Queries(pack
 OF_NO_PROJECT = {
     "due_intents",
     "due_activations",
+    "backlog",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,12 +15,15 @@ from onefold.server import serve
 
 @asynccontextmanager
 async def served(
-    settings: Settings, stop: asyncio.Event | None = None, options: Sequence[tuple[str, Any]] = ()
+    settings: Settings,
+    stop: asyncio.Event | None = None,
+    options: Sequence[tuple[str, Any]] = (),
+    on_http: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A real server in this process, and a channel to it. It ends with the block, or when `stop` is set."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = stop or asyncio.Event()
-    serving = asyncio.create_task(serve(settings, on_ready=ready.set_result, stop=stop))
+    serving = asyncio.create_task(serve(settings, on_ready=ready.set_result, on_http=on_http, stop=stop))
 
     def ended(task: asyncio.Task[None]) -> None:
         # A server that cannot start fails the test at once, instead of being waited for.

@@ -15,8 +15,38 @@ DOCKERFILE = (ROOT / "scripts" / "Dockerfile").read_text()
 
 
 def test_it_runs_the_five_parts() -> None:
-    """The file starts a database, a queue, the migrations, a server and a worker, and nothing else."""
-    assert set(SERVICES) == {"postgres", "valkey", *OURS}
+    """The file starts a database, a queue, the migrations, a server and a worker, and nothing else unless asked to."""
+    assert {name for name, definition in SERVICES.items() if "profiles" not in definition} == {
+        "postgres",
+        "valkey",
+        *OURS,
+    }
+
+
+def test_the_observability_profile_watches_server_and_worker() -> None:
+    """The profile adds a Prometheus that scrapes the ports on which server and worker tell their metrics, and a Grafana
+    that shows them; both are pinned, say whether they are well, and read files that are there."""
+    watching = {name: each for name, each in SERVICES.items() if each.get("profiles") == ["observability"]}
+    assert set(watching) == {"prometheus", "grafana"}
+    for definition in watching.values():
+        assert re.fullmatch(r"[a-z/]+:v?[0-9]+\.[0-9]+\.[0-9]+", definition["image"])
+        assert definition["healthcheck"]["test"][0] == "CMD"
+        files = [volume for volume in definition["volumes"] if volume.startswith("./")]
+        assert files
+        for volume in files:
+            source, _, mode = volume.split(":")
+            assert (ROOT / source).is_file()
+            assert mode == "ro"
+    [scraped] = yaml.safe_load((ROOT / "scripts/observability/prometheus.yml").read_text())["scrape_configs"]
+    [targets] = scraped["static_configs"]
+    for target in targets["targets"]:
+        name, port = target.split(":")
+        environment = SERVICES[name]["environment"]
+        assert (environment["ONEFOLD_HTTP_HOST"], environment["ONEFOLD_HTTP_PORT"]) == ("0.0.0.0", port)
+    assert {target.split(":")[0] for target in targets["targets"]} == {"server", "worker"}
+    # Nobody but the other containers reaches what needs no key.
+    assert "ports" not in watching["prometheus"]
+    assert [port.split(":-")[1][:10] for port in watching["grafana"]["ports"]] == ["127.0.0.1:"]
 
 
 @pytest.mark.parametrize(("service", "command"), OURS.items())
@@ -65,7 +95,12 @@ def test_dependencies_are_services() -> None:
 
 def test_data_is_on_named_volumes() -> None:
     """PostgreSQL's and Valkey's data outlive their containers, and every volume declared is used."""
-    used = [volume.split(":") for definition in SERVICES.values() for volume in definition.get("volumes", [])]
+    used = [
+        volume.split(":")
+        for definition in SERVICES.values()
+        for volume in definition.get("volumes", [])
+        if not volume.startswith("./")
+    ]
     assert {name for name, _ in used} == set(COMPOSE["volumes"])
     # The image of 18 moved its data: a volume at the folder of earlier ones would stay empty.
     assert ["postgres-data", "/var/lib/postgresql"] in used

@@ -153,7 +153,7 @@ def test_the_image_runs_what_was_tested() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("src", ["server", "embedded"]), ("tests", ["server", "embedded", "dev"]), ("scripts", list(EXTRAS))],
+    [("src", ["server", "embedded", "otel"]), ("tests", list(EXTRAS)), ("scripts", list(EXTRAS))],
 )
 def test_imports_are_declared(folder: str, extras: list[str]) -> None:
     """Every package that the code imports is declared in pyproject.toml, not just there by chance."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Final, TypeAlias, TypeVar
 
 import asyncpg
@@ -14,6 +15,7 @@ from onefold import failpoints
 from onefold.db.errors import LOST_CONNECTION, LostRaceError, lock_timeout, pool_busy, translate, unavailable
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
+from onefold.telemetry import tracing
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[Connection], Awaitable[T]]
@@ -23,7 +25,10 @@ Work: TypeAlias = Callable[[Connection], Awaitable[T]]
 TRANSACTION_TIMEOUT_SECONDS: Final = 15
 _COMMIT_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 5
+# What is to be done once the transaction being run has committed.
+_after: ContextVar[list[Callable[[], None]]] = ContextVar("onefold_after_commit")
 
+_POSTGRESQL: Final = {"db.system.name": "postgresql"}
 _SHARED_SETTINGS = {
     "timezone": "UTC",
     "synchronous_commit": "on",
@@ -62,6 +67,10 @@ class Database:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
         self._finishing: set[asyncio.Task[None]] = set()
+        # For the metrics: who waits for a connection, how often a race was lost, and who wants to know every wait.
+        self.waiting = 0
+        self.lost_races = 0
+        self.on_acquire: Callable[[float], None] | None = None
 
     @classmethod
     async def connect(
@@ -99,8 +108,11 @@ class Database:
         while the COMMIT is under way, the COMMIT goes on to its end: no connection goes back in an unknown state.
         """
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(LostRaceError):
-                return await self._transact_once(work)
+            try:
+                with tracing.span("transaction", **_POSTGRESQL):
+                    return await self._transact_once(work)
+            except LostRaceError:
+                self.lost_races += 1
         raise lock_timeout()
 
     async def read(self, work: Work[T], *, snapshot: bool = False) -> T:
@@ -126,6 +138,11 @@ class Database:
         except Exception as error:
             raise _translated(error) from None
 
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are in use, idle, and allowed."""
+        size, idle = self._pool.get_size(), self._pool.get_idle_size()
+        return size - idle, idle, self._pool.get_max_size()
+
     async def close(self) -> None:
         """Lets running commits end, then closes every connection."""
         if self._finishing:
@@ -136,10 +153,16 @@ class Database:
             self._pool.terminate()
 
     async def _acquire(self) -> PoolConnectionProxy[asyncpg.Record]:
+        began = time.perf_counter()
+        self.waiting += 1
         try:
             return await self._pool.acquire(timeout=self._acquire_seconds)
         except TimeoutError:
             raise pool_busy() from None
+        finally:
+            self.waiting -= 1
+            if self.on_acquire is not None:
+                self.on_acquire(time.perf_counter() - began)
 
     async def _begin(self) -> PoolConnectionProxy[asyncpg.Record]:
         # A stale connection shows at its first statement; nothing was done on it yet, so the next one may serve.
@@ -159,6 +182,8 @@ class Database:
         connection: PoolConnectionProxy[asyncpg.Record] | None = None
         try:
             connection = await self._begin()
+            after: list[Callable[[], None]] = []
+            _after.set(after)
             try:
                 if failpoints.hook is not None:
                     await failpoints.hook(failpoints.BEGIN, connection)
@@ -175,6 +200,8 @@ class Database:
             await asyncio.shield(finish)
             if failpoints.hook is not None:
                 await failpoints.hook(failpoints.COMMITTED, None)
+            for act in after:
+                act()
             return result
         except (LostRaceError, OnefoldError):
             raise
@@ -201,7 +228,10 @@ class Database:
             connection.terminate()
 
     async def _read_once(self, work: Work[T], *, snapshot: bool) -> T:
-        connection = await self._acquire()
+        with tracing.span("read", **_POSTGRESQL):
+            return await self._read_on(await self._acquire(), work, snapshot=snapshot)
+
+    async def _read_on(self, connection: PoolConnectionProxy[asyncpg.Record], work: Work[T], *, snapshot: bool) -> T:
         try:
             if not snapshot:
                 return await work(connection)
@@ -215,6 +245,11 @@ class Database:
             return result
         finally:
             await self._pool.release(connection)
+
+
+def after_commit(act: Callable[[], None]) -> None:
+    """Has something counted once the transaction being run has committed; never if it is rolled back."""
+    _after.get().append(act)
 
 
 async def _keep_as_it_is(_connection: object) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from onefold.callers import Project
 from onefold.db.errors import pool_busy
@@ -21,6 +21,10 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason
 from onefold.events.ingest import Result, ingest
 from onefold.events.rules import Arrival
+from onefold.telemetry import metrics, tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 _BATCH_EVENTS: Final = 500
 _WAITING_EVENTS: Final = 4_000
@@ -33,6 +37,7 @@ class _Waiting:
     project: Project
     arrival: Arrival
     answer: asyncio.Future[Result]
+    span: SpanContext | None = None
 
 
 class Batcher:
@@ -57,6 +62,11 @@ class Batcher:
         while self._waiting:
             self._answer([self._waiting.popleft()], pool_busy())
 
+    @property
+    def waiting(self) -> int:
+        """How many events wait for their batch."""
+        return len(self._waiting)
+
     async def track(self, project: Project, arrival: Arrival) -> Result:
         """Stores one event; its result, once committed.
 
@@ -65,7 +75,7 @@ class Batcher:
         """
         if len(self._waiting) >= _WAITING_EVENTS:
             raise pool_busy()
-        waiting = _Waiting(project, arrival, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(project, arrival, asyncio.get_running_loop().create_future(), tracing.current())
         self._waiting.append(waiting)
         self._arrived.set()
         return await waiting.answer
@@ -85,7 +95,9 @@ class Batcher:
                 self._arrived.clear()
             began = time.monotonic()
             if batch:
-                await self._store(batch)
+                metrics.BATCH_EVENTS.observe(len(batch))
+                with tracing.shared_span("batch", (waiting.span for waiting in batch)):
+                    await self._store(batch)
             # After company the next batch gathers for as long as this one took to store: the busier the server, the
             # longer that takes, and the more it saves. Alone, a call never waits.
             gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0

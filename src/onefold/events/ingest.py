@@ -18,6 +18,7 @@ from uuid import UUID
 
 from onefold.callers import Project
 from onefold.clock import to_microseconds
+from onefold.db.pool import after_commit
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason, already_exists
 from onefold.events import store
@@ -36,6 +37,7 @@ from onefold.identity import links
 from onefold.identity import store as identity
 from onefold.identity.naming import IdentifierKind, Named
 from onefold.identity.rules import Outcome, Person, VacatedError, wanted_identifiers
+from onefold.telemetry import metrics
 from onefold.triggers import store as triggers
 from onefold.triggers.rules import mark_of
 from onefold.triggers.store import NewTrigger
@@ -202,6 +204,8 @@ async def _claim_ids(
         if event_id is None:
             fresh.append(item)
         elif event_id in taken:
+            if taken[event_id].body_hash == item.body_hash:
+                after_commit(metrics.DUPLICATES.inc)
             batch.results[item.position] = _known(item, event_id, taken[event_id], found)
         elif event_id in claimed:
             waiting.append(item)

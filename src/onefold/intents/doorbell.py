@@ -16,6 +16,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.exceptions import RedisError
 
 from onefold.intents.store import Intent
+from onefold.telemetry import metrics
 
 _log = structlog.get_logger()
 
@@ -87,13 +88,16 @@ class Doorbell:
 
     def ring(self, intent: Intent) -> None:
         """Says that an intent was committed. Returns at once; a full queue drops the bell (the sweep finds it)."""
-        with contextlib.suppress(asyncio.QueueFull):
+        try:
             self._bells.put_nowait(intent)
+        except asyncio.QueueFull:
+            metrics.BELLS.labels("silent").inc()
 
     async def _ring_all(self) -> None:
         while True:
             intent = await self._bells.get()
             if time.monotonic() < self._silent_until:
+                metrics.BELLS.labels("silent").inc()
                 continue
             try:
                 # Connecting may take a little longer than ringing; both are bounded.
@@ -103,8 +107,10 @@ class Doorbell:
                     )
                 await asyncio.wait_for(ring_once(self._redis, intent), _RING_SECONDS)
                 self._failures = 0
+                metrics.BELLS.labels("rung").inc()
             except (RedisError, OSError, TimeoutError) as error:
                 self._failures += 1
+                metrics.BELLS.labels("failed").inc()
                 if self._failures >= _FAILURES_TO_OPEN:
                     self._silent_until = time.monotonic() + _OPEN_SECONDS
                 if self._failures == _FAILURES_TO_OPEN:

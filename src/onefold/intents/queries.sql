@@ -1,7 +1,7 @@
 -- name: add_intent
 -- In the transaction of the effect that the work belongs to: both are committed, or neither.
-INSERT INTO intents (project_id, intent_id, kind)
-VALUES (:project_id, :intent_id, :kind);
+INSERT INTO intents (project_id, intent_id, kind, trace_parent)
+VALUES (:project_id, :intent_id, :kind, :trace_parent);
 
 -- name: due_intents
 -- What a worker should look at now: due, not held by anybody, not given up. The one statement that looks across projects.
@@ -43,7 +43,7 @@ WHERE
     AND due_time <= clock_timestamp()
     AND stuck_time IS NULL
     AND (lease_end_time IS NULL OR lease_end_time <= clock_timestamp())
-RETURNING kind, attempt_count;
+RETURNING kind, attempt_count, trace_parent;
 
 -- name: renew_lease
 -- First in every chunk: keeps the lease, and holds its row so that nobody can take it before the chunk has ended. No row
@@ -116,6 +116,22 @@ WHERE
     AND (NOT :stuck_only::boolean OR stuck_time IS NOT NULL)
 ORDER BY create_time, intent_id
 LIMIT :count::integer;
+
+-- name: backlog
+-- For the metrics: what is left to do, by kind, in all projects; how old the oldest is, and for how long the longest due
+-- has waited for a worker. What is stuck waits for an operator and counts for itself.
+SELECT
+    kind,
+    count(*) FILTER (WHERE stuck_time IS NULL) AS open_count,
+    count(*) FILTER (WHERE stuck_time IS NOT NULL) AS stuck_count,
+    extract(EPOCH FROM now() - min(create_time) FILTER (WHERE stuck_time IS NULL))::double precision AS oldest_seconds,
+    extract(
+        EPOCH FROM now() - min(due_time) FILTER (
+            WHERE stuck_time IS NULL AND due_time <= now() AND (lease_end_time IS NULL OR lease_end_time <= now())
+        )
+    )::double precision AS overdue_seconds
+FROM intents
+GROUP BY kind;
 
 -- name: retry_intents
 -- For an operator who has removed the cause: stuck intents begin anew, with all their attempts.

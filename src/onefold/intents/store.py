@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID, uuid4
 
+from onefold.db.pool import after_commit
 from onefold.db.queries import Connection, Queries, Record
 from onefold.intents.rules import LEASE, IntentKind, gives_up, retry_delay
+from onefold.telemetry import tracing
 
 queries: Final = Queries("onefold.intents")
 
@@ -26,6 +29,19 @@ class Intent:
     intent_id: UUID
     kind: IntentKind
     attempt_count: int = 0
+    # The span of the call that left it.
+    trace_parent: str | None = field(default=None, compare=False)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a worker has done for an intent, as far as it is committed."""
+
+    rows: int = 0
+
+    def add(self, rows: int) -> None:
+        """Some more."""
+        self.rows += rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +50,17 @@ class Lease:
 
     intent: Intent
     token: UUID
+    progress: Progress = field(default_factory=Progress, compare=False)
 
 
 async def add(connection: Connection, intent: Intent) -> None:
     """Leaves work to the workers, in the caller's transaction. It may start at once."""
     await queries.add_intent.execute(
-        connection, project_id=intent.project_id, intent_id=intent.intent_id, kind=intent.kind
+        connection,
+        project_id=intent.project_id,
+        intent_id=intent.intent_id,
+        kind=intent.kind,
+        trace_parent=tracing.trace_parent(),
     )
 
 
@@ -67,7 +88,8 @@ async def take(connection: Connection, project_id: str, intent_id: UUID) -> Leas
     )
     if row is None:
         return None
-    return Lease(Intent(project_id, intent_id, IntentKind(row["kind"]), row["attempt_count"]), token)
+    intent = Intent(project_id, intent_id, IntentKind(row["kind"]), row["attempt_count"], row["trace_parent"])
+    return Lease(intent, token)
 
 
 async def renew(connection: Connection, lease: Lease) -> None:
@@ -83,9 +105,10 @@ async def renew(connection: Connection, lease: Lease) -> None:
         raise LeaseLostError
 
 
-async def note_progress(connection: Connection, lease: Lease) -> None:
-    """Starts the attempts anew, because this one has written something."""
+async def note_progress(connection: Connection, lease: Lease, rows: int) -> None:
+    """Starts the attempts anew, because this one has written so many rows."""
     await queries.note_progress.execute(connection, **_of(lease))
+    after_commit(partial(lease.progress.add, rows))
 
 
 async def finish(connection: Connection, lease: Lease) -> None:
@@ -152,6 +175,23 @@ async def retry(connection: Connection, project_id: str | None, intent_ids: Sequ
     return await queries.retry_intents.execute(
         connection, project_id=project_id, intent_ids=list(intent_ids) if intent_ids is not None else None
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is left to do of one kind. Ages in seconds; None if there is no such intent."""
+
+    kind: str
+    open_count: int
+    stuck_count: int
+    oldest_seconds: float | None
+    overdue_seconds: float | None
+
+
+async def backlog(connection: Connection) -> list[Backlog]:
+    """What is left to do in all projects, by kind; kinds that this version does not know too."""
+    rows = await queries.backlog.fetch(connection)
+    return [Backlog(**{field.name: row[field.name] for field in fields(Backlog)}) for row in rows]
 
 
 def _intent(row: Record) -> Intent:

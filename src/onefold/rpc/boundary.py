@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import contextvars
 import secrets
-import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from onefold.limits import (
     STREAM_WRITE_SECONDS,
 )
 from onefold.rpc.status import to_status
+from onefold.telemetry.calls import Call, MethodWatch
 from onefold.v1 import options_pb2
 
 _log = structlog.get_logger()
@@ -148,56 +148,71 @@ class Boundary(grpc.aio.ServerInterceptor):
             "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
+        watch = MethodWatch(method, takes_stream=handler.request_streaming, gives_stream=handler.response_streaming)
         if not handler.response_streaming:
             return grpc.unary_unary_rpc_method_handler(
-                self._guard(method, scope, cast("Handler", handler.unary_unary)), **codecs
+                self._guard(watch, scope, cast("Handler", handler.unary_unary)), **codecs
             )
         if handler.request_streaming:
             guarded = self._guard_stream(
-                method, scope, cast("StreamHandler", handler.stream_stream), takes_messages=True
+                watch, scope, cast("StreamHandler", handler.stream_stream), takes_messages=True
             )
             return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
-        guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.unary_stream), takes_messages=False)
+        guarded = self._guard_stream(watch, scope, cast("StreamHandler", handler.unary_stream), takes_messages=False)
         return grpc.unary_stream_rpc_method_handler(guarded, **codecs)
 
-    def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
+    def _guard(self, watch: MethodWatch, scope: Scope, handler: Handler) -> Handler:
         async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
-            started = time.perf_counter()
+            call = watch.begin(context)
             try:
+                watch.received.inc()
                 if self._stopping.is_set():
                     raise _stopping()
                 with self._calls.one():
                     async with asyncio.timeout(_seconds(context)):
-                        set_caller(await self._admit(context, scope))
-                        return _fitting(await handler(_check(request), context))
+                        set_caller(caller := await self._admit(context, scope))
+                        call.project_id = caller.project.project_id
+                        answer = _fitting(await handler(_check(request), context))
+                watch.sent.inc()
+                call.succeeded()
+                return answer
+            except asyncio.CancelledError:
+                call.cancelled(context.time_remaining())
+                raise
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
                 # The error itself is not kept: it knows this frame, and with it the request would outlive the call.
-                status = to_status(_to_error(method, fault, started))
+                status = to_status(_to_error(watch.method, fault, call))
             await context.abort_with_status(status)  # raises
 
         return guarded
 
     def _guard_stream(
-        self, method: str, scope: Scope, handler: StreamHandler, *, takes_messages: bool
+        self, watch: MethodWatch, scope: Scope, handler: StreamHandler, *, takes_messages: bool
     ) -> Callable[[Any, Context], Any]:
         async def guarded(request: Any, context: Context) -> None:
-            started = time.perf_counter()
+            call = watch.begin(context)
             try:
                 if self._stopping.is_set():
                     raise _stopping()
                 with self._streams.one():
                     async with asyncio.timeout(context.time_remaining()):
-                        set_caller(await self._admit(context, scope))
+                        set_caller(caller := await self._admit(context, scope))
+                        call.project_id = caller.project.project_id
                         if takes_messages:
-                            async with contextlib.aclosing(self._until_stopping(request)) as messages:
-                                work = self._write_all(handler(messages, context), context)
+                            async with contextlib.aclosing(self._until_stopping(request, watch)) as messages:
+                                work = self._write_all(handler(messages, context), context, watch)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
-                            work = self._write_all(handler(_check(request), context), context)
+                            watch.received.inc()
+                            work = self._write_all(handler(_check(request), context), context, watch)
                             await self._while_admitted(work, context, scope, ends_itself=False)
+                call.succeeded()
                 return
+            except asyncio.CancelledError:
+                call.cancelled(context.time_remaining())
+                raise
             except Exception as fault:  # as above
-                status = to_status(_to_error(method, fault, started))
+                status = to_status(_to_error(watch.method, fault, call))
             # The status waits behind what was written before. A caller who reads nothing gets it when they do; nothing
             # here waits for that.
             with contextlib.suppress(TimeoutError):
@@ -237,7 +252,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             # Whatever the stream holds is given back before the call ends.
             await _all_ended({working, stopping})
 
-    async def _until_stopping(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
+    async def _until_stopping(self, requests: AsyncIterator[Any], watch: MethodWatch) -> AsyncGenerator[Any]:
         """The messages of a stream, until the server is being stopped: then SERVER_STOPPING."""
         stopping = asyncio.create_task(self._stopping.wait())
         reading: asyncio.Task[Any] | None = None
@@ -250,13 +265,14 @@ class Boundary(grpc.aio.ServerInterceptor):
                 request = reading.result()
                 if request is _END:
                     return
+                watch.received.inc()
                 yield _check(request)
         finally:
             stopping.cancel()
             if reading is not None:
                 reading.cancel()
 
-    async def _write_all(self, answers: AsyncIterator[Any], context: Context) -> None:
+    async def _write_all(self, answers: AsyncIterator[Any], context: Context, watch: MethodWatch) -> None:
         seconds = self._bounds.stream_write_seconds
         # Before any answer: gRPC would send it together with the first one, and once more with the status if that one
         # is still on its way, which fails.
@@ -266,6 +282,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 try:
                     async with asyncio.timeout(seconds):
                         await context.write(_fitting(answer))
+                        watch.sent.inc()
                 except TimeoutError:
                     raise OnefoldError(
                         Kind.DEADLINE_EXCEEDED,
@@ -337,7 +354,7 @@ async def _next(requests: AsyncIterator[Any]) -> Any:
     return await anext(requests, _END)
 
 
-def _to_error(method: str, fault: Exception, started: float) -> OnefoldError:
+def _to_error(method: str, fault: Exception, call: Call) -> OnefoldError:
     match fault:
         case OnefoldError():
             error = fault
@@ -349,9 +366,7 @@ def _to_error(method: str, fault: Exception, started: float) -> OnefoldError:
             )
         case _:
             error = _internal(method, fault)
-    if error.kind in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED):
-        seconds = round(time.perf_counter() - started, 4)
-        _log.warning("call failed", method=method, kind=error.kind.name, reason=str(error.reason), seconds=seconds)
+    call.failed(error)
     return error
 
 

@@ -14,6 +14,7 @@ from onefold.db.pool import Database
 from onefold.db.queries import Connection, Queries
 from onefold.errors import Reason, failed_precondition
 from onefold.limits import REQUEST_ID_LIFETIME
+from onefold.telemetry import metrics
 
 _queries = Queries("onefold.rpc")
 
@@ -72,6 +73,7 @@ async def write_once(
 
     answer, replayed = await database.transact(once)
     if replayed:
+        metrics.REPLAYED.inc()
         answer.replayed = True  # type: ignore[attr-defined]  # every answer of a write has it; a test walks them all
     return answer, replayed
 

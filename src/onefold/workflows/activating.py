@@ -42,7 +42,7 @@ async def activate_chunk(connection: Connection, lease: Lease, position: bool | 
     project = await get_project(connection, project_id)
     if project is not None and project.settings.watches_visitors:
         await look_at(connection, project, notes)
-    await intents.note_progress(connection, lease)
+    await intents.note_progress(connection, lease, len(notes))
     return True
 
 
@@ -98,5 +98,5 @@ async def review_chunk(connection: Connection, lease: Lease, position: UUID | No
         return None
     last: UUID = rows[-1]["subject_id"]
     await queries.move_review.execute(connection, after_subject_id=last, project_id=project_id, review_id=review_id)
-    await intents.note_progress(connection, lease)
+    await intents.note_progress(connection, lease, len(rows))
     return last

@@ -36,7 +36,7 @@ async def disable_chunk(connection: Connection, lease: Lease, position: UUID | N
     assert switched is not None  # a SELECT without FROM returns one row
     last: UUID | None = switched["last_profile_id"]
     if switched["disabled_count"]:
-        await intents.note_progress(connection, lease)
+        await intents.note_progress(connection, lease, switched["disabled_count"])
     await queries.count_disabled.execute(
         connection,
         disabled_count=switched["disabled_count"],

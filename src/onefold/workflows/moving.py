@@ -79,7 +79,7 @@ async def move_chunk(connection: Connection, lease: Lease, position: Position | 
     moved = await _move(connection, query, arguments)
     assert moved is not None  # a SELECT without FROM returns one row
     if moved["event_count"]:
-        await intents.note_progress(connection, lease)
+        await intents.note_progress(connection, lease, moved["event_count"])
     if query in _TRIGGERING and moved["trigger_ids"]:
         await triggers.record(
             connection,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import logging
 import time
 import traceback
 from collections.abc import Awaitable, Mapping
@@ -18,12 +19,14 @@ from uuid import UUID
 
 import structlog
 
+from onefold import logs
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.intents import store as intents
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Lease, LeaseLostError
+from onefold.telemetry import metrics, tracing
 from onefold.workflows.activating import activate_chunk, review_chunk
 from onefold.workflows.disabling import disable_chunk
 from onefold.workflows.moving import move_chunk
@@ -69,10 +72,29 @@ async def run_intent(
         return Ran.FAILED
     if lease is None:
         return Ran.NOTHING
+    began = time.monotonic()
+    intent = lease.intent
+    result = "stopped"
     try:
-        return await _run(database, lease, time.monotonic() + stretch_seconds)
+        with tracing.work_span(f"work {intent.kind}", intent.trace_parent, **{"onefold.intent_id": str(intent_id)}):
+            ran = await _run_leased(database, lease, began + stretch_seconds)
+        result = ran.name.lower()
+        return ran
+    finally:
+        metrics.RUNS.labels(intent.kind, result).inc()
+        # An intent to look at visitors ends several times a second while events come.
+        level = logging.DEBUG if intent.kind is IntentKind.ACTIVATE else logging.INFO
+        fields: dict[str, object] = {"kind": intent.kind, "intent_id": str(intent_id), "project_id": project_id}
+        fields |= {"result": result, "attempt": intent.attempt_count, "rows": lease.progress.rows}
+        fields["milliseconds"] = round((time.monotonic() - began) * 1e3, 3)
+        logs.emit(level, "intent", fields)
+
+
+async def _run_leased(database: Database, lease: Lease, until: float) -> Ran:
+    try:
+        return await _run(database, lease, until)
     except LeaseLostError:
-        _log.warning("lease lost", intent_id=str(intent_id), kind=lease.intent.kind)
+        _log.warning("lease lost", intent_id=str(lease.intent.intent_id), kind=lease.intent.kind)
         return Ran.NOTHING
     except asyncio.CancelledError:
         # The worker is asked to stop: the chunk is rolled back, and the next worker need not wait for the lease's end.
@@ -86,10 +108,15 @@ async def run_intent(
 
 
 async def _run(database: Database, lease: Lease, until: float) -> Ran:
-    chunk = CHUNKS[lease.intent.kind]
+    kind = lease.intent.kind
+    chunk = CHUNKS[kind]
+    seconds, rows = metrics.CHUNKS.labels(kind), metrics.ROWS.labels(kind)
     position: Any = None
     while True:
-        position = await database.transact(partial(chunk, lease=lease, position=position))
+        before = lease.progress.rows
+        with tracing.span(f"chunk {kind}"), seconds.time():
+            position = await database.transact(partial(chunk, lease=lease, position=position))
+        rows.inc(lease.progress.rows - before)
         if position is None:
             return Ran.ENDED
         if time.monotonic() >= until:

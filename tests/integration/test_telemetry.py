@@ -1,0 +1,461 @@
+"""What a real server and a real worker tell of themselves: metrics, probes, traces."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+import pytest_asyncio
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from onefold.config import Settings
+from onefold.projects.bootstrap import ensure_project
+from onefold.server import FILES
+from onefold.telemetry import tracing
+from onefold.v1.device_pb2 import PLATFORM_FCM, NewDevice
+from onefold.v1.devices_service_pb2 import DisableDeviceRequest, RegisterDeviceRequest
+from onefold.v1.event_pb2 import NewEvent
+from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest, TrackStreamRequest
+from onefold.v1.identity_service_pb2 import GetProfileRequest, IdentifyRequest, UpdateProfileRequest
+from onefold.worker import work
+from support.client import Client, email, failure
+from support.probes import eventually, held
+from support.scraping import Page, get, scrape
+from support.serving import served
+from support.world import World
+
+CANARY = "canary-7f3a"
+METHODS = {
+    (service.full_name, method.name)
+    for file in FILES
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+# As in test_worker.py: arq's and redis' own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+@dataclass
+class Watched:
+    """A server and a worker with their side ports."""
+
+    channel: grpc.aio.Channel
+    server: str
+    worker: str
+    settings: Settings
+
+    async def pages(self) -> Page:
+        """What both tell, as Prometheus has it. Of this process both count alike; only what each is differs."""
+        server, worker = await scrape(self.server), await scrape(self.worker)
+        return Page(worker.series | server.series)
+
+    async def until(self, holds: Callable[[Page], bool]) -> Page:
+        """The first page of which the condition holds."""
+        found: list[Page] = []
+
+        async def look() -> bool:
+            found.append(await self.pages())
+            return holds(found[-1])
+
+        await eventually(look)
+        return found[-1]
+
+    async def client(self, name: str) -> Client:
+        """A project of its own."""
+        key = await ensure_project(
+            self.settings.database_url, project_id=f"telemetry-{name}", identifier_type="EMAIL", api_key=None
+        )
+        return Client(self.channel, f"telemetry-{name}", key)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def watched(settings: Settings) -> AsyncIterator[Watched]:
+    """Both in this process, so that their spans can be looked at."""
+    both = settings.model_copy(update={"http_port": 0, "sweep_seconds": 0.2})
+    http: list[str] = []
+    ready, stop = asyncio.Event(), asyncio.Event()
+    async with served(both, on_http=http.append) as channel:
+        working = asyncio.create_task(work(both, on_ready=ready.set, on_http=http.append, stop=stop))
+        await ready.wait()
+        yield Watched(channel, http[0], http[1], both)
+        stop.set()
+        await working
+    gc.collect()
+
+
+@asynccontextmanager
+async def server_of_its_own(settings: Settings, **changes: Any) -> AsyncIterator[str]:
+    """The side port of another server, which has not looked at the database yet."""
+    http: list[str] = []
+    async with served(settings.model_copy(update={"http_port": 0, **changes}), on_http=http.append):
+        yield http[0]
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+async def test_every_call_is_counted_by_its_method_and_code(watched: Watched) -> None:
+    """X2: started, handled by code, messages and seconds go up by what was called, and the reasons of errors."""
+    client = await watched.client("counted")
+    labels = {"grpc_service": "onefold.v1.EventsService", "grpc_method": "Track", "grpc_type": "unary"}
+    before = await watched.pages()
+    for _ in range(3):
+        await client.events.Track(TrackRequest(event=NewEvent(anonymous_id="x", name="Viewed")))
+    await failure(client.events.Track(TrackRequest()))
+    await failure(Client(watched.channel, "", "nobody").events.Track(TrackRequest()))
+    enough = before.value("grpc_server_handled_total", **labels) + 5
+    after = await watched.until(lambda page: page.value("grpc_server_handled_total", **labels) >= enough)
+
+    def more(name: str, **wanted: str) -> float:
+        return after.value(name, **wanted) - before.value(name, **wanted)
+
+    codes = {"OK": 3, "INVALID_ARGUMENT": 1, "UNAUTHENTICATED": 1}
+    assert {code: more("grpc_server_handled_total", grpc_code=code, **labels) for code in codes} == codes
+    assert more("grpc_server_started_total", **labels) == 5
+    assert more("grpc_server_msg_received_total", **labels) == 5
+    assert more("grpc_server_msg_sent_total", **labels) == 3
+    assert more("grpc_server_handling_seconds_count", **labels) == 5
+    assert more("grpc_server_handling_seconds_bucket", le="+Inf", **labels) == 5
+    assert more("onefold_call_errors_total", reason="FIELDS_INVALID") == 1
+    assert more("onefold_call_errors_total", reason="API_KEY_INVALID") == 1
+    assert more("onefold_batch_events_sum") == 3
+    assert more("onefold_pool_acquire_seconds_count") >= 3
+
+
+async def test_the_messages_of_a_stream_are_counted(watched: Watched) -> None:
+    """E4: each batch and each acknowledgement counts, and the stream once, when it has ended."""
+    client = await watched.client("streams")
+    labels = {"grpc_service": "onefold.v1.EventsService", "grpc_method": "TrackStream", "grpc_type": "bidi_stream"}
+    before = await watched.pages()
+    requests = [
+        TrackStreamRequest(sequence=number, events=[NewEvent(anonymous_id="x", name="Viewed")]) for number in (1, 2, 3)
+    ]
+    assert [answer.sequence async for answer in client.events.TrackStream(iter(requests))] == [1, 2, 3]
+    names = ("grpc_server_msg_received_total", "grpc_server_msg_sent_total", "grpc_server_handled_total")
+
+    def more(page: Page) -> list[float]:
+        return [page.value(name, **labels) - before.value(name, **labels) for name in names]
+
+    assert more(await watched.until(lambda page: more(page)[2] >= 1)) == [3, 3, 1]
+
+
+async def test_labels_are_names_of_ours_and_hold_nobodys_data(watched: Watched) -> None:
+    """F42: whatever callers send, to methods that are there or not, no label grows by it and no page has it."""
+    client = await watched.client("labels")
+    await client.identity.Identify(IdentifyRequest(identifiers=email(f"{CANARY}@example.com"), anonymous_id=CANARY))
+    await failure(client.events.Track(TrackRequest(event=NewEvent(name=CANARY, anonymous_id=CANARY, event_id="\0"))))
+    for method in (f"/onefold.v1.EventsService/{CANARY}", f"/{CANARY}/Track", "/onefold.v1.EventsService/"):
+        stub: Any = watched.channel.unary_unary(method)
+        call = stub(b"", metadata=(("authorization", f"Bearer {client.key}"),))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+    page = await watched.pages()
+    for name, labels in page.series:
+        has = dict(labels)
+        if name.startswith("grpc_"):
+            assert (has["grpc_service"], has["grpc_method"]) in METHODS
+    for address in (watched.server, watched.worker):
+        body = (await get(address, "/metrics")).body
+        assert CANARY not in body
+        assert client.key not in body
+        assert client.project_id not in body
+
+
+async def test_every_method_is_there_before_its_first_call(watched: Watched) -> None:
+    """X2: a method that nobody has called yet is shown with 0, so that its first failure is an increase."""
+    page = await watched.pages()
+    for service, method in METHODS:
+        labels = frozenset(
+            labels
+            for name, labels in page.series
+            if name == "grpc_server_handled_total" and ("grpc_method", method) in labels
+        )
+        assert any(("grpc_service", service) in has for has in labels)
+
+
+async def test_what_is_not_done_twice_is_counted(watched: Watched) -> None:
+    """E3, X1: an event that was stored before counts as a duplicate, an answer that was stored as replayed."""
+    client = await watched.client("again")
+    before = await watched.pages()
+    event = NewEvent(anonymous_id="x", name="Viewed", event_id="once")
+    for _ in range(3):
+        await client.events.Track(TrackRequest(event=event))
+    batch = BatchTrackRequest(events=[event, event, NewEvent(anonymous_id="x", name="Viewed")])
+    assert [item.result.duplicate for item in (await client.events.BatchTrack(batch)).results] == [True, True, False]
+    write = UpdateProfileRequest(identifiers=email("a@example.com"), request_id="one")
+    assert [(await client.identity.UpdateProfile(write)).replayed for _ in range(3)] == [False, True, True]
+    after = await watched.until(
+        lambda page: page.value("onefold_replayed_answers_total") > before.value("onefold_replayed_answers_total") + 1
+    )
+    for name, count in (("onefold_duplicate_events_total", 4), ("onefold_replayed_answers_total", 2)):
+        assert after.value(name) - before.value(name) == count
+
+
+async def test_the_work_of_the_workers_is_counted(watched: Watched) -> None:
+    """A3, D3: the rows that a worker has relocated or switched off are counted by kind, with its chunks and its runs,
+    and the bells that told of them."""
+    client = await watched.client("work")
+    before = await watched.pages()
+    for _ in range(4):
+        await client.events.Track(TrackRequest(event=NewEvent(anonymous_id="x", name="Viewed")))
+    for name in ("a", "b", "c"):
+        device = NewDevice(token="t", platform=PLATFORM_FCM, application_name="app")
+        await client.devices.RegisterDevice(
+            RegisterDeviceRequest(identifiers=email(f"{name}@example.com"), device=device)
+        )
+    await client.identity.Identify(IdentifyRequest(identifiers=email("a@example.com"), anonymous_id="x"))
+    await client.devices.DisableDevice(DisableDeviceRequest(token="t"))
+
+    def more(page: Page, name: str, **labels: str) -> float:
+        return page.value(name, **labels) - before.value(name, **labels)
+
+    after = await watched.until(
+        lambda page: all(more(page, "onefold_intent_runs_total", kind=kind) >= 1 for kind in ("MOVE", "DISABLE"))
+    )
+    assert more(after, "onefold_intent_rows_total", kind="MOVE") == 4
+    assert more(after, "onefold_intent_rows_total", kind="DISABLE") == 3
+    assert more(after, "onefold_intent_chunk_seconds_count", kind="MOVE") >= 1
+    assert more(after, "onefold_intent_runs_total", kind="DISABLE", result="ended") >= 1
+    assert more(after, "onefold_doorbell_rings_total", result="rung") >= 2
+    assert after.value("onefold_doorbell_degraded") == 0
+
+
+async def test_the_backlog_is_told_by_kind(watched: Watched, world: World) -> None:
+    """F26, F27: what is open, stuck and overdue is PostgreSQL's own count, whichever process is asked; kinds of a newer
+    version are counted under one name."""
+    add = (
+        "INSERT INTO intents (project_id, intent_id, kind, create_time, due_time, stuck_time) "
+        "VALUES ('telemetry-backlog', $1, $2, now() - $3::interval, now() - $3::interval, $4)"
+    )
+    async with server_of_its_own(watched.settings) as address:
+        before = await scrape(address)
+    ids = [uuid4() for _ in range(3)]
+
+    async def insert(connection: Any) -> None:
+        now = await connection.fetchval("SELECT now()")
+        await connection.execute(add, ids[0], "REVIEW", timedelta(hours=1), now)
+        await connection.execute(add, ids[1], "OF_TOMORROW", timedelta(hours=2), None)
+        await connection.execute(add, ids[2], "OF_NEXT_WEEK", timedelta(hours=3), None)
+
+    await world.database.transact(insert)
+    try:
+        async with server_of_its_own(watched.settings) as address:
+            page = await scrape(address)
+    finally:
+        await world.database.transact(
+            lambda connection: connection.execute("DELETE FROM intents WHERE project_id = 'telemetry-backlog'")
+        )
+    assert page.value("onefold_backlog_known") == 1
+    stuck = "onefold_intents_stuck"
+    assert page.value(stuck, kind="REVIEW") - before.value(stuck, kind="REVIEW") == 1
+    assert page.value("onefold_intents_open", kind="NEWER") == 2
+    assert 3 * 3600 <= page.value("onefold_intents_overdue_seconds", kind="NEWER") < 3 * 3600 + 60
+    assert 3 * 3600 <= page.value("onefold_intents_oldest_seconds", kind="NEWER") < 3 * 3600 + 60
+    assert not {"OF_TOMORROW", "OF_NEXT_WEEK"} & page.values("kind")
+
+
+async def test_a_scrape_does_not_wait_for_the_database(watched: Watched) -> None:
+    """F15, F16: while PostgreSQL does not answer, a page comes within seconds. It says that the backlog is not known,
+    shows no old numbers, and has the rest."""
+    async with held(watched.settings.database_url, ("LOCK TABLE intents IN ACCESS EXCLUSIVE MODE", ())):
+        async with server_of_its_own(watched.settings) as address, asyncio.timeout(5):
+            page = await scrape(address)
+    assert page.value("onefold_backlog_known") == 0
+    assert "onefold_intents_open" not in page.labels()
+    assert page.value("onefold_build_info", role="server") == 1
+    assert page.value("onefold_pool_connections_max") == watched.settings.server_connections
+
+
+async def test_who_waits_for_a_connection_is_told(watched: Watched) -> None:
+    """F16: the pool shows what is in use and what waits."""
+    settings = watched.settings.model_copy(update={"http_port": 0, "server_connections": 2, "acquire_seconds": 20.0})
+    http: list[str] = []
+    client = await watched.client("waits")
+    lock = ("LOCK TABLE profiles IN ACCESS EXCLUSIVE MODE", ())
+    async with served(settings, on_http=http.append) as channel:
+        other = Client(channel, client.project_id, client.key)
+        await other.events.Track(TrackRequest(event=NewEvent(anonymous_id="x", name="Viewed")))
+        async with held(settings.database_url, lock):
+            calls = [
+                asyncio.ensure_future(
+                    other.identity.UpdateProfile(UpdateProfileRequest(identifiers=email(f"w{number}@example.com")))
+                )
+                for number in range(6)
+            ]
+
+            async def waiting() -> bool:
+                page = await scrape(http[0])
+                return (
+                    page.value("onefold_pool_waiting") >= 4
+                    and page.value("onefold_pool_connections", state="in_use") == 2
+                )
+
+            await eventually(waiting)
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_stopping_is_live_and_not_ready(watched: Watched) -> None:
+    """F18: from the moment a server is asked to stop, /readyz is 503 while calls still end, and /livez is 200."""
+    stop = asyncio.Event()
+    http: list[str] = []
+    settings = watched.settings.model_copy(update={"http_port": 0})
+    async with served(settings, stop, on_http=http.append):
+        assert (await get(http[0], "/livez")).status == 200
+
+        async def ready() -> bool:
+            return (await get(http[0], "/readyz")).status == 200
+
+        await eventually(ready)
+        stop.set()
+        answer = await get(http[0], "/readyz")
+        assert (answer.status, answer.body) == (503, "stopping\n")
+        assert (await get(http[0], "/livez")).status == 200
+
+
+async def test_a_worker_is_ready_too(watched: Watched) -> None:
+    """F19: a worker answers probes as a server does."""
+
+    async def ready() -> bool:
+        return (await get(watched.worker, "/readyz")).status == 200
+
+    await eventually(ready)
+    assert (await scrape(watched.worker)).value("onefold_build_info", role="worker") == 1
+
+
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """The spans that end while the test runs, by the SDK's own exporter."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.use(provider)
+    yield exporter
+    tracing.use(None)
+    provider.shutdown()
+
+
+def in_trace(spans: InMemorySpanExporter) -> list[ReadableSpan]:
+    """Those of the caller's trace."""
+    return [span for span in spans.get_finished_spans() if f"{span.context.trace_id:032x}" == TRACE]
+
+
+def path(span: ReadableSpan, spans: list[ReadableSpan]) -> list[str]:
+    """The names from the outermost span that is known to this one."""
+    above = {each.context.span_id: each for each in spans}
+    names = [span.name]
+    while span.parent is not None and span.parent.span_id in above:
+        span = above[span.parent.span_id]
+        names.insert(0, span.name)
+    return names
+
+
+async def test_one_trace_from_the_call_to_the_workers_chunk(watched: Watched, spans: InMemorySpanExporter) -> None:
+    """A3: call, transaction, and the chunks that a worker does for it later are spans of the caller's trace."""
+    client = await watched.client("traced")
+    await client.events.Track(TrackRequest(event=NewEvent(anonymous_id=CANARY, name="Viewed")))
+    await client.identity.Identify(
+        IdentifyRequest(identifiers=email(f"{CANARY}@example.com"), anonymous_id=CANARY),
+        metadata=(("traceparent", PARENT),),
+    )
+
+    async def worked() -> bool:
+        return any(span.name == "work MOVE" for span in in_trace(spans))
+
+    await eventually(worked)
+    found = in_trace(spans)
+    paths = [path(span, found) for span in found]
+    call = "onefold.v1.IdentityService/Identify"
+    assert [call] in paths
+    assert [call, "transaction"] in paths
+    assert [call, "transaction", "work MOVE"] in paths
+    assert [call, "transaction", "work MOVE", "chunk MOVE", "transaction"] in paths
+    [root] = [span for span in found if span.name == call]
+    assert root.parent is not None
+    assert f"{root.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert root.attributes is not None
+    assert root.attributes["rpc.grpc.status_code"] == 0
+    assert root.attributes["onefold.project_id"] == client.project_id
+    everything = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert CANARY not in everything
+    assert client.key not in everything
+
+
+async def test_a_failed_call_says_so_in_its_span(watched: Watched, spans: InMemorySpanExporter) -> None:
+    """X2: the span of a call that is refused has its code and its reason, and no text."""
+    client = await watched.client("refused")
+    metadata = (("traceparent", PARENT),)
+    await failure(
+        client.identity.GetProfile(GetProfileRequest(identifiers=email(f"{CANARY}@example.com")), metadata=metadata)
+    )
+    [span] = [span for span in in_trace(spans) if span.name.endswith("/GetProfile")]
+    assert span.attributes is not None
+    assert (span.attributes["rpc.grpc.status_code"], span.attributes["onefold.reason"]) == (5, "PROFILE_NOT_FOUND")
+    assert not span.status.is_ok
+    assert CANARY not in span.to_json()
+
+
+async def test_calls_that_share_a_commit_are_linked_to_it(watched: Watched, spans: InMemorySpanExporter) -> None:
+    """X3: the transaction of a batch is in a trace of its own, which names the calls it answers."""
+    client = await watched.client("linked")
+    await client.events.Track(
+        TrackRequest(event=NewEvent(anonymous_id="x", name="Viewed")), metadata=(("traceparent", PARENT),)
+    )
+
+    def named() -> list[ReadableSpan]:
+        return [span for span in spans.get_finished_spans() if span.name == "batch"]
+
+    async def ended() -> bool:
+        return bool(named())
+
+    await eventually(ended)
+    [batch] = named()
+    assert [f"{link.context.trace_id:032x}" for link in batch.links] == [TRACE]
+    assert ["batch", "transaction"] in [
+        path(span, list(spans.get_finished_spans())) for span in spans.get_finished_spans()
+    ]
+
+
+@pytest.mark.parametrize(
+    "given", ["", "00-zz", f"00-{'0' * 32}-{'0' * 16}-01", f"01-{TRACE}-b7ad6b7169203331-01-x", "x" * 4000]
+)
+async def test_a_traceparent_that_is_none_harms_nothing(
+    watched: Watched, spans: InMemorySpanExporter, given: str
+) -> None:
+    """F65: whatever stands there, the call is answered, in a trace of its own."""
+    client = await watched.client("strange")
+    await client.events.Track(
+        TrackRequest(event=NewEvent(anonymous_id="x", name="Viewed")), metadata=(("traceparent", given),)
+    )
+    [span] = [span for span in spans.get_finished_spans() if span.name.endswith("/Track")]
+    assert span.parent is None
+
+
+async def test_without_tracing_an_intent_keeps_nothing(email_project: Client, world: World) -> None:
+    """F42: what a caller sends as traceparent is stored nowhere unless somebody traces."""
+    await email_project.identity.Identify(
+        IdentifyRequest(identifiers=email("a@example.com"), anonymous_id="x"), metadata=(("traceparent", PARENT),)
+    )
+    rows = await world.fetch("SELECT trace_parent FROM intents WHERE project_id = $1", email_project.project_id)
+    assert [row["trace_parent"] for row in rows] == [None]
