@@ -18,10 +18,11 @@ PACKAGES = [
     if module.ispkg and resources.files(import_module(module.name)).joinpath("queries.sql").is_file()
 ]
 STATEMENTS = [(package, query) for package in PACKAGES for query in Queries(package)]
-# What workers and retention look at; ids that belong to nobody yet; locks whose key already holds the project.
+# What workers, operators and retention look at; ids that belong to nobody yet; locks whose key already holds the project.
 OF_NO_PROJECT = {
     "due_intents",
     "due_activations",
+    "describe_intent",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",
