@@ -168,7 +168,10 @@ def unknown_settings(environment: Mapping[str, str]) -> dict[str, str | None]:
     known = {_environment_name(name) for name in Settings.model_fields}
     known |= {f"{_environment_name(name)}_FILE" for name in FROM_FILES} | _OTHER_NAMES
     unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
-    return {name: next(iter(difflib.get_close_matches(name.upper(), known, 1)), None) for name in unknown}
+    # Without the prefix, which all have in common and which would make any two of them look alike.
+    words = [name.removeprefix(PREFIX) for name in known]
+    nearest = {name: difflib.get_close_matches(name.upper().removeprefix(PREFIX), words, 1) for name in unknown}
+    return {name: PREFIX + found[0] if found else None for name, found in nearest.items()}
 
 
 def problems(error: ValidationError) -> Iterator[str]:

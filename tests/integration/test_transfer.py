@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 import pytest_asyncio
@@ -40,6 +39,7 @@ from onefold.v1.identity_service_pb2 import (
 from onefold.v1.projects_service_pb2 import GetProjectRequest, UpdateProjectRequest
 from support.client import Client, email, failure
 from support.criteria import make_criterion, named
+from support.databases import empty_database
 from support.merging import devices, disable, fields, identify, merge, put, register, undo
 from support.probes import rows_of, world_of
 from support.serving import served
@@ -67,18 +67,11 @@ class Place:
 @asynccontextmanager
 async def place(settings: Settings, name: str) -> AsyncIterator[Place]:
     """A database of its own on the tests' PostgreSQL, with the schema, and a server on it."""
-    admin = await asyncpg.connect(settings.database_url)
-    await admin.execute(f"CREATE DATABASE {name}")
-    url = settings.database_url.replace("@/onefold?", f"@/{name}?")
-    assert url != settings.database_url
-    own = settings.model_copy(update={"database_url": url, "forget_secret": SECRET, "drain_seconds": 0.0})
-    try:
+    async with empty_database(settings.database_url, name) as url:
+        own = settings.model_copy(update={"database_url": url, "forget_secret": SECRET, "drain_seconds": 0.0})
         await migrate(url)
         async with served(own) as channel, world_of(url) as world:
             yield Place(own, channel, world)
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 @pytest_asyncio.fixture(scope="module")

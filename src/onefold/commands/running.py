@@ -54,11 +54,11 @@ def serve(host: str | None, port: int | None, workers: int | None, shared_port: 
     """Run the gRPC server."""
     from onefold.logs import configure
 
-    configure()
     if ready_fd is None:
         # A parent process that starts this one has said so already.
         warn_of_unknown_settings()
     own = settings(host=host, port=port, server_processes=workers)
+    configure()
     count = own.server_processes
 
     def on_ready(address: str) -> None:
@@ -82,10 +82,10 @@ def work(ready_fd: int | None) -> None:
     from onefold.logs import configure
     from onefold.worker import work as work_here
 
-    configure()
     if ready_fd is None:
         warn_of_unknown_settings()
     own = settings()
+    configure()
     run(lambda: work_here(own, on_ready=lambda: say_ready(ready_fd, "ready")))
 
 

@@ -189,14 +189,19 @@ async def _apply(connection: Connection, migration: Migration) -> None:
         migration.name,
         migration.checksum,
     )
-    if migration.in_transaction:
-        async with connection.transaction():
-            await connection.execute(migration.sql)
-            await connection.execute(*note)
-        return
-    for statement in migration.statements():
-        await connection.execute(statement)
-    await connection.execute(*note)
+    try:
+        if migration.in_transaction:
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await connection.execute(*note)
+            return
+        for statement in migration.statements():
+            await connection.execute(statement)
+        await connection.execute(*note)
+    except asyncpg.PostgresError as error:
+        raise translate(error) or failed_precondition(
+            Reason.INTERNAL, f"Migration {migration.name} could not be applied: {type(error).__name__}."
+        ) from None
 
 
 async def _lock(connection: Connection, on_waiting: Callable[[], None]) -> None:
