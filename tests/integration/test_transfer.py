@@ -37,12 +37,13 @@ from onefold.v1.identity_service_pb2 import (
     UpdateProfileRequest,
 )
 from onefold.v1.projects_service_pb2 import GetProjectRequest, UpdateProjectRequest
-from support.client import Client, email, failure
+from support.client import Client, email, failure, first_answer
 from support.criteria import make_criterion, named
 from support.databases import empty_database
 from support.merging import devices, disable, fields, identify, merge, put, register, undo
 from support.probes import rows_of, world_of
 from support.serving import served
+from support.watching import watching
 from support.world import World
 
 A, B, C, D, E = (email(f"{name}@example.com") for name in "abcde")
@@ -126,9 +127,8 @@ async def story(here: Place) -> Story:
     told.merge_id = (await merge(client, B, A)).merge.merge_id
     await client.identity.ForgetProfile(ForgetProfileRequest(identifiers=D))
     await here.world.settle("origin")
-    stream = client.events.WatchTriggers(WatchTriggersRequest(at=TRIGGER_START_OLDEST))
-    told.cursor = (await stream.read()).cursor
-    stream.cancel()
+    async with watching(client, at=TRIGGER_START_OLDEST) as watch:
+        told.cursor = (await watch.next()).cursor
     return told
 
 
@@ -204,7 +204,7 @@ async def assert_is_alive(client: Client, world: World, story: Story) -> None:
     assert len((await client.activation.ListCriteria(ListCriteriaRequest())).criteria) == 1
     assert len((await client.events.ListActivity(ListActivityRequest())).activities) > 5
     # E10: a cursor of before is refused rather than skip what is told from now on.
-    ended = await failure(client.events.WatchTriggers(WatchTriggersRequest(cursor=story.cursor)).read())
+    ended = await failure(first_answer(client.events.WatchTriggers(WatchTriggersRequest(cursor=story.cursor))))
     assert ended.reason in {"CURSOR_EXPIRED", "CURSOR_INVALID"}
 
 
