@@ -71,6 +71,8 @@ class Project:
     settings: ProjectSettings
     create_time: datetime
     update_time: datetime
+    # The name under which identifiers are forgotten: that of the project which this one is a copy of, if it is one.
+    forget_name: str = ""
     # Keys the hashes of forgotten identifiers: of a server's secret and the project, so that no two projects share one.
     forget_key: bytes = field(default=b"", repr=False)
     # Ids that name nobody, in lower case (I2). The same for all projects of a server.

@@ -1,18 +1,33 @@
-"""Every setting and its default: a flag of the command, else ONEFOLD_* in the environment, else what stands here."""
+"""Every setting and its default: a flag of the command, else ONEFOLD_* in the environment, else what stands here.
+
+Those that hold a secret may lie in a file instead, named by ONEFOLD_*_FILE, as orchestrators mount them.
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onefold.callers import REFUSED_IDS
 from onefold.limits import STREAM_KEY_CHECK_SECONDS, STREAM_WRITE_SECONDS
 
+PREFIX: Final = "ONEFOLD_"
+# Settings that may be read from a file named by ONEFOLD_*_FILE.
+FROM_FILES: Final = ("database_url", "redis_url", "forget_secret")
+# Names in the environment that are no settings of a process, but of a command, of a script or of docker-compose.yml.
+_OTHER_NAMES: Final = {"ONEFOLD_DEV_API_KEY", "ONEFOLD_PUBLISH", "ONEFOLD_PROTO_BASE"}
+_SECRET_OPTIONS: Final = {"password", "sslpassword"}
+_REDACTED: Final = "***"
 _SCHEMES = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
 
 
@@ -24,10 +39,49 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class SettingFileError(Exception):
+    """A file that ONEFOLD_*_FILE names gives no setting; the text is one line that says why."""
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Reads the files that ONEFOLD_*_FILE name, without the line's end that editors leave."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for field in FROM_FILES:
+            name = _environment_name(field)
+            path = os.environ.get(f"{name}_FILE")
+            if not path:
+                continue
+            if os.environ.get(name):
+                raise SettingFileError(f"{name} and {name}_FILE are both set: leave one out")
+            try:
+                found[field] = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                raise SettingFileError(f"{name}_FILE: cannot read {path}: {reason}") from None
+        return found
+
+
 class Settings(BaseSettings):
     """What the server and the worker need to know. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="ONEFOLD_", extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before the environment before files; nothing is read from a .env file."""
+        return init_settings, env_settings, _SecretFiles(settings_cls)
 
     @field_validator("database_url", "redis_url")
     @classmethod
@@ -132,3 +186,95 @@ class Settings(BaseSettings):
         default=5.0, gt=0, le=10, description="How often a worker looks for forgotten intents."
     )
     retention_seconds: float = Field(default=600.0, gt=0, description="How often a worker drops what is over.")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A setting as `onefold config` shows it: its value without any secret, where that came from, and what is wrong."""
+
+    name: str
+    value: str
+    origin: str
+    problem: str = ""
+
+
+def told_settings(flags: Mapping[str, Any]) -> list[Told]:
+    """Every setting that a command with these flags would have in this environment. Raises SettingFileError."""
+    wrong: dict[str, str] = {}
+    shown: dict[str, Any] = {}
+    try:
+        shown = Settings(**flags).model_dump()
+    except ValidationError as error:
+        wrong = {str(each["loc"][0]): each["msg"].lower() for each in error.errors()}
+        # What is right is shown all the same; a value that is wrong might be a secret in the wrong place.
+        shown = {name: field.default for name, field in Settings.model_fields.items() if not field.is_required()}
+        given = {name.upper(): value for name, value in os.environ.items()}
+        shown |= {
+            name: given[_environment_name(name)] for name in Settings.model_fields if _environment_name(name) in given
+        }
+        shown |= flags
+    return [
+        Told(
+            _environment_name(name),
+            "" if name in wrong else _without_secrets(name, shown.get(name)),
+            "flag" if name in flags else _origin(name),
+            wrong.get(name, ""),
+        )
+        for name in Settings.model_fields
+    ]
+
+
+def unknown_settings(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """The names in an environment that look like settings and are none, each with the nearest one that is, if any."""
+    known = {_environment_name(name) for name in Settings.model_fields}
+    known |= {f"{_environment_name(name)}_FILE" for name in FROM_FILES} | _OTHER_NAMES
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    # Without the prefix, which all have in common and which would make any two of them look alike.
+    words = [name.removeprefix(PREFIX) for name in known]
+    nearest = {name: difflib.get_close_matches(name.upper().removeprefix(PREFIX), words, 1) for name in unknown}
+    return {name: PREFIX + found[0] if found else None for name, found in nearest.items()}
+
+
+def problems(error: ValidationError) -> Iterator[str]:
+    """What is wrong with settings, each named as the environment has it."""
+    for problem in error.errors():
+        yield f"{_environment_name(str(problem['loc'][0]))}: {problem['msg'].lower()}"
+
+
+def redacted_url(url: str) -> str:
+    """An address without its password, wherever in it that stands."""
+    parts = urlsplit(url)
+    netloc = parts.netloc
+    if "@" in netloc:
+        account, _, host = netloc.rpartition("@")
+        user, colon, _ = account.partition(":")
+        netloc = f"{user}{colon}{_REDACTED if colon else ''}@{host}"
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    if any(name.lower() in _SECRET_OPTIONS for name, _ in options):
+        hidden = [(name, _REDACTED if name.lower() in _SECRET_OPTIONS else value) for name, value in options]
+        return urlunsplit(parts._replace(netloc=netloc, query=urlencode(hidden, safe="*/", quote_via=quote)))
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+def _without_secrets(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_url"):
+        return redacted_url(str(value))
+    if isinstance(value, SecretStr) or name.endswith(("secret", "password", "token")):
+        return _REDACTED
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _origin(name: str) -> str:
+    given = {each.upper() for each, value in os.environ.items() if value or name not in FROM_FILES}
+    setting = _environment_name(name)
+    if setting in given:
+        return "environment"
+    if name in FROM_FILES and f"{setting}_FILE" in given:
+        return "file"
+    return "missing" if Settings.model_fields[name].is_required() else "default"
+
+
+def _environment_name(field: str) -> str:
+    return PREFIX + field.upper()

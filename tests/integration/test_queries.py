@@ -18,11 +18,12 @@ PACKAGES = [
     if module.ispkg and resources.files(import_module(module.name)).joinpath("queries.sql").is_file()
 ]
 STATEMENTS = [(package, query) for package in PACKAGES for query in Queries(package)]
-# What workers and retention look at; ids that belong to nobody yet; locks whose key already holds the project.
+# What workers, operators and retention look at; ids that belong to nobody yet; locks whose key holds the project already.
 OF_NO_PROJECT = {
     "due_intents",
     "due_activations",
     "backlog",
+    "describe_intent",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",

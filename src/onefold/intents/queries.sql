@@ -133,6 +133,36 @@ SELECT
 FROM intents
 GROUP BY kind;
 
+-- name: describe_intent
+-- For an operator: one intent, and what it is for. A move's merge and how many events it has moved, or the token that is
+-- disabled for all and of how many holders it is done.
+SELECT
+    intents.project_id,
+    intents.intent_id,
+    intents.kind,
+    intents.create_time,
+    intents.due_time,
+    intents.attempt_count,
+    intents.lease_end_time,
+    intents.stuck_time,
+    intents.last_error,
+    moves.merge_id,
+    merges.kind AS merge_kind,
+    merges.moved_event_count,
+    token_disables.disabled_count,
+    CASE
+        WHEN intents.stuck_time IS NOT NULL THEN 'STUCK'
+        WHEN intents.lease_end_time > now() THEN 'RUNNING'
+        WHEN intents.due_time > now() THEN 'WAITING'
+        ELSE 'DUE'
+    END AS state
+FROM intents
+LEFT JOIN moves ON moves.project_id = intents.project_id AND moves.move_id = intents.intent_id
+LEFT JOIN merges ON merges.project_id = moves.project_id AND merges.merge_id = moves.merge_id
+LEFT JOIN token_disables
+    ON token_disables.project_id = intents.project_id AND token_disables.disable_id = intents.intent_id
+WHERE intents.intent_id = :intent_id;
+
 -- name: retry_intents
 -- For an operator who has removed the cause: stuck intents begin anew, with all their attempts.
 UPDATE intents

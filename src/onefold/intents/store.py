@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from onefold.db.pool import after_commit
@@ -168,6 +168,12 @@ async def list_intents(
     """At most `count` intents of a project, or of all, the oldest first; kinds that this version does not know too."""
     rows = await queries.list_intents.fetch(connection, project_id=project_id, stuck_only=stuck_only, count=count)
     return [ListedIntent(**{field.name: row[field.name] for field in fields(ListedIntent)}) for row in rows]
+
+
+async def describe(connection: Connection, intent_id: UUID) -> dict[str, Any] | None:
+    """Everything that an operator may want to know of an open intent; None if there is none."""
+    row = await queries.describe_intent.fetchrow(connection, intent_id=intent_id)
+    return dict(row) if row else None
 
 
 async def retry(connection: Connection, project_id: str | None, intent_ids: Sequence[UUID] | None) -> int:

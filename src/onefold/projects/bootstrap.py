@@ -1,14 +1,21 @@
-"""Making a project and a key from outside the API: the first of each has to come from somewhere."""
+"""Projects and keys from outside the API, for an operator: the first of each has to come from somewhere."""
 
 from __future__ import annotations
 
-from onefold.callers import IdentifierType, ProjectSettings, Region, Scope
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from onefold.callers import IdentifierType, Project, ProjectSettings, Region, Scope
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import Kind, OnefoldError, Reason, Violation, already_exists, invalid, not_found
 from onefold.projects import store
 from onefold.projects.keys import new_key
 from onefold.projects.rules import ALL_SCOPES, check_region, check_type_stays, project_id_problem, split_key
+
+# A listing for people; whoever has more keys asks the API, page by page.
+_MOST_KEYS: Final = 100_000
 
 
 async def create_project(database: Database, project_id: str, identifier_type: IdentifierType, region: Region) -> str:
@@ -32,12 +39,58 @@ async def create_key(database: Database, project_id: str, scopes: frozenset[Scop
     text = new_key(project_id)
 
     async def work(connection: Connection) -> None:
-        if await store.get_project(connection, project_id) is None:
-            raise not_found(Reason.PROFILE_NOT_FOUND, f"There is no project {project_id}.")
+        await _require(connection, project_id)
         await store.insert_api_key(connection, project_id, split_key(text), scopes, display_name, None)
 
     await database.transact(work)
     return text
+
+
+async def all_projects(database: Database) -> list[Project]:
+    """Every project of the database, by id."""
+    return await database.read(store.list_all_projects)
+
+
+async def find_project(database: Database, project_id: str) -> Project:
+    """A project. Raises NOT_FOUND."""
+    return await database.read(lambda connection: _require(connection, project_id))
+
+
+async def change_project(
+    database: Database, project_id: str, region: Region | None, changes: Mapping[str, bool]
+) -> Project:
+    """Changes the settings of a project that are named; returns the project as it is then."""
+
+    async def work(connection: Connection) -> Project:
+        found = await _require(connection, project_id, lock=True)
+        new_region = region or found.region
+        check_region(found.identifier_type, new_region)
+        return await store.update_project(connection, project_id, new_region, replace(found.settings, **changes))
+
+    return await database.transact(work)
+
+
+async def all_keys(database: Database, project_id: str) -> list[store.ApiKeyRow]:
+    """Every key of a project, the ended ones too."""
+
+    async def work(connection: Connection) -> list[store.ApiKeyRow]:
+        await _require(connection, project_id)
+        return await store.list_api_keys(connection, project_id, "", _MOST_KEYS)
+
+    return await database.read(work)
+
+
+async def revoke_key(database: Database, project_id: str, key_id: str) -> store.ApiKeyRow:
+    """Ends a key; one that has ended stays as it is."""
+
+    async def work(connection: Connection) -> store.ApiKeyRow:
+        await _require(connection, project_id)
+        row = await store.revoke_api_key(connection, project_id, key_id)
+        if row is None:
+            raise not_found(Reason.API_KEY_NOT_FOUND, f"Project {project_id} has no key {key_id}.")
+        return row
+
+    return await database.transact(work)
 
 
 async def ensure_project(database_url: str, *, project_id: str, identifier_type: str, api_key: str | None) -> str:
@@ -53,7 +106,7 @@ async def ensure_project(database_url: str, *, project_id: str, identifier_type:
         await store.insert_project(connection, project_id, wanted, Region.US, ProjectSettings())
         project = await store.get_project(connection, project_id)
         if project is None:
-            raise OnefoldError(Kind.INTERNAL, Reason.INTERNAL, f"Project {project_id} vanished.")
+            raise OnefoldError(Kind.INTERNAL, Reason.INTERNAL, f"Project {project_id} is being imported.")
         check_type_stays(project.identifier_type, wanted)
         known = await store.find_caller(connection, split_key(text))
         if known is None or known.project.project_id != project_id:
@@ -65,6 +118,13 @@ async def ensure_project(database_url: str, *, project_id: str, identifier_type:
     finally:
         await database.close()
     return text
+
+
+async def _require(connection: Connection, project_id: str, *, lock: bool = False) -> Project:
+    found = await store.get_project(connection, project_id, lock=lock)
+    if found is None:
+        raise not_found(Reason.PROFILE_NOT_FOUND, f"There is no project {project_id}.")
+    return found
 
 
 def _check_id(project_id: str) -> None:

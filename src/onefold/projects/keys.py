@@ -67,7 +67,7 @@ class Authenticator:
 
     def _forget_key(self, project: Project) -> bytes:
         # A key for each project, so that the hashes of one person in two projects have nothing in common.
-        return hmac.digest(self._forget_secret, project.project_id.encode(), "sha256")
+        return hmac.digest(self._forget_secret, (project.forget_name or project.project_id).encode(), "sha256")
 
     def forget(self, project_id: str) -> None:
         """Looks the callers of a project up again at their next call: a key or the project has changed."""

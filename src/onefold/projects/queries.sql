@@ -1,5 +1,9 @@
+-- name: hold_project_id
+-- In a statement of its own, so that the next one sees what the one before had committed.
+SELECT pg_advisory_xact_lock(hashtextextended('onefold project ' || :project_id, 0));
+
 -- name: insert_project
--- No row if the project_id is taken.
+-- No row if the project_id is taken, or an import under it is unfinished.
 INSERT INTO projects (
     project_id,
     identifier_type,
@@ -10,7 +14,7 @@ INSERT INTO projects (
     require_consent,
     creator_project_id
 )
-VALUES (
+SELECT
     :project_id,
     :identifier_type,
     :region,
@@ -19,7 +23,7 @@ VALUES (
     :server_side_activation,
     :require_consent,
     :creator_project_id
-)
+WHERE NOT EXISTS (SELECT FROM imports WHERE project_id = :project_id)
 ON CONFLICT DO NOTHING
 RETURNING
     project_id,
@@ -62,6 +66,21 @@ FROM projects
 WHERE (project_id = :project_id OR creator_project_id = :project_id) AND project_id > :after_project_id
 ORDER BY project_id
 LIMIT :count::integer;
+
+-- name: list_all_projects
+-- For an operator: every project of the database.
+SELECT
+    project_id,
+    identifier_type,
+    region,
+    event_merging_enabled,
+    triggers_enabled,
+    server_side_activation,
+    require_consent,
+    create_time,
+    update_time
+FROM projects
+ORDER BY project_id;
 
 -- name: list_api_keys
 -- A page of a project's keys, the ended ones included.
@@ -148,6 +167,7 @@ SELECT
     projects.require_consent,
     projects.create_time,
     projects.update_time,
+    coalesce(projects.forget_name, projects.project_id) AS forget_name,
     now() AS now
 FROM api_keys
 INNER JOIN projects ON projects.project_id = api_keys.project_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Final
 
@@ -33,7 +33,8 @@ async def insert_project(
     settings: ProjectSettings,
     creator_project_id: str | None = None,
 ) -> Project | None:
-    """Makes a project; None if the id is taken."""
+    """Makes a project; None if the id is taken, or being brought in from a file."""
+    await hold_project_id(connection, project_id)
     row = await queries.insert_project.fetchrow(
         connection,
         project_id=project_id,
@@ -45,12 +46,22 @@ async def insert_project(
     return _project(row) if row else None
 
 
+async def hold_project_id(connection: Connection, project_id: str) -> None:
+    """Keeps others from making or importing a project of this id until the end of the transaction."""
+    await queries.hold_project_id.fetchval(connection, project_id=project_id)
+
+
 async def list_projects(connection: Connection, project_id: str, after_project_id: str, count: int) -> list[Project]:
     """At most `count` of a project and those made with its keys, whose ids come after one, by id."""
     rows = await queries.list_projects.fetch(
         connection, project_id=project_id, after_project_id=after_project_id, count=count
     )
     return [_project(row) for row in rows]
+
+
+async def list_all_projects(connection: Connection) -> list[Project]:
+    """Every project of the database, by id."""
+    return [_project(row) for row in await queries.list_all_projects.fetch(connection)]
 
 
 async def list_api_keys(connection: Connection, project_id: str, after_key_id: str, count: int) -> list[ApiKeyRow]:
@@ -112,7 +123,8 @@ async def find_caller(connection: Connection, key: KeyText) -> Caller | None:
     for row in await queries.find_api_key.fetch(connection, key_id=key.key_id):
         if is_live(row["secret_hash"], key.secret, row["now"], row["expire_time"], row["revoke_time"]):
             left = (row["expire_time"] - row["now"]).total_seconds() if row["expire_time"] else None
-            return Caller(_project(row), row["key_id"], frozenset(map(Scope, row["scopes"])), left)
+            project = replace(_project(row), forget_name=row["forget_name"])
+            return Caller(project, row["key_id"], frozenset(map(Scope, row["scopes"])), left)
     return None
 
 
