@@ -8,6 +8,8 @@ INSERT INTO projects (
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     creator_project_id
 )
 VALUES (
@@ -18,6 +20,8 @@ VALUES (
     :triggers_enabled,
     :server_side_activation,
     :require_consent,
+    :max_calls_per_second,
+    :max_events_per_second,
     :creator_project_id
 )
 ON CONFLICT DO NOTHING
@@ -29,6 +33,8 @@ RETURNING
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time;
 
@@ -41,6 +47,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -56,6 +64,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -85,6 +95,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -99,6 +111,8 @@ SET
     triggers_enabled = :triggers_enabled,
     server_side_activation = :server_side_activation,
     require_consent = :require_consent,
+    max_calls_per_second = :max_calls_per_second,
+    max_events_per_second = :max_events_per_second,
     update_time = now()
 WHERE project_id = :project_id
 RETURNING
@@ -109,6 +123,8 @@ RETURNING
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time;
 
@@ -146,6 +162,8 @@ SELECT
     projects.triggers_enabled,
     projects.server_side_activation,
     projects.require_consent,
+    projects.max_calls_per_second,
+    projects.max_events_per_second,
     projects.create_time,
     projects.update_time,
     now() AS now

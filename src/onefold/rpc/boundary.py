@@ -28,7 +28,7 @@ import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 
-from onefold.callers import Caller, Scope, set_caller
+from onefold.callers import Caller, Scope, caller, set_caller
 from onefold.errors import Kind, OnefoldError, Reason, exhausted
 from onefold.limits import (
     CALL_DEFAULT_SECONDS,
@@ -37,6 +37,7 @@ from onefold.limits import (
     STREAM_KEY_CHECK_SECONDS,
     STREAM_WRITE_SECONDS,
 )
+from onefold.rpc.rates import Rates
 from onefold.rpc.status import to_status
 from onefold.v1 import options_pb2
 
@@ -52,6 +53,8 @@ PREFIX: Final = "/onefold."
 # How long the end of a stream may wait for a caller who reads nothing.
 _FAREWELL_SECONDS: Final = 1.0
 _END: Final = object()
+# A limit that was raised meanwhile is noticed within this.
+_RATE_LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,15 @@ def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
 class Boundary(grpc.aio.ServerInterceptor):
     """The only interceptor. It leaves services other than onefold's own (health, reflection) as they are."""
 
-    def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope], bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        scopes: Mapping[str, Scope],
+        bounds: Bounds | None = None,
+        rates: Rates | None = None,
+    ) -> None:
         self._authenticate = authenticate
+        self._rates = rates or Rates()
         self._scopes = scopes
         self._bounds = bounds or Bounds()
         self._calls = _Places(self._bounds.concurrent_calls)
@@ -169,7 +179,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 with self._calls.one():
                     async with asyncio.timeout(_seconds(context)):
                         set_caller(await self._admit(context, scope))
-                        return _fitting(await handler(_check(request), context))
+                        self._rates.admit(caller(), scope, method, _check(request))
+                        return _fitting(await handler(request, context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
                 # The error itself is not kept: it knows this frame, and with it the request would outlive the call.
                 status = to_status(_to_error(method, fault, started))
@@ -188,8 +199,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                 with self._streams.one():
                     async with asyncio.timeout(context.time_remaining()):
                         set_caller(await self._admit(context, scope))
+                        self._rates.admit(caller(), scope, method)
                         if takes_messages:
-                            async with contextlib.aclosing(self._until_stopping(request)) as messages:
+                            async with contextlib.aclosing(self._until_stopping(request, method)) as messages:
                                 work = self._write_all(handler(messages, context), context)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
@@ -237,7 +249,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             # Whatever the stream holds is given back before the call ends.
             await _all_ended({working, stopping})
 
-    async def _until_stopping(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
+    async def _until_stopping(self, requests: AsyncIterator[Any], method: str) -> AsyncGenerator[Any]:
         """The messages of a stream, until the server is being stopped: then SERVER_STOPPING."""
         stopping = asyncio.create_task(self._stopping.wait())
         reading: asyncio.Task[Any] | None = None
@@ -250,7 +262,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 request = reading.result()
                 if request is _END:
                     return
-                yield _check(request)
+                _check(request)
+                # A stream is not refused for its project's limit: it is read as fast as that allows.
+                while seconds := self._rates.seconds_until(caller(), method, request):
+                    await asyncio.wait({stopping}, timeout=min(seconds, _RATE_LOOK_SECONDS))
+                    if stopping.done():
+                        raise _stopping()
+                yield request
         finally:
             stopping.cancel()
             if reading is not None:
