@@ -110,7 +110,7 @@ async def test_a_stream_is_read_more_slowly(hybrid_project: Client) -> None:
     call.cancel()
 
     async def ended() -> bool:
-        return second.done()
+        return bool(second.done())
 
     await eventually(ended)
 
