@@ -3,6 +3,7 @@
 #
 #   setup        .venv      what requirements/dev.txt pins, and onefold itself, editable; puts it first on PATH
 #   setup_gen    .venv-gen  the code generator alone, because it needs an older protobuf than the service
+#   setup_fuzz   .venv-fuzz the fuzzer and what it reads with, because there are wheels of it for few platforms only
 #
 # Everything said here goes to standard error: standard output belongs to the script that sources this.
 
@@ -129,6 +130,21 @@ _build_gen() {
 setup() {
   _ensure "$root/.venv" _build_dev "$requirements/dev.txt" "$root/pyproject.toml"
   export VIRTUAL_ENV=$root/.venv PATH=$root/.venv/bin:$PATH
+}
+
+_build_fuzz() {
+  _install "$1" "$requirements/fuzz.txt"
+}
+
+setup_fuzz() {
+  local base
+  base=$(_base_python)
+  # atheris would have to be built, with clang, anywhere else.
+  if ! "$base" -c 'import platform, sys; sys.exit((sys.platform, platform.machine()) != ("linux", "x86_64") or not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+    echo "scripts/fuzz needs atheris, which has wheels for Linux x86-64 and Python 3.11 to 3.13 only; this is $("$base" -VV)." >&2
+    return 1
+  fi
+  _ensure "$root/.venv-fuzz" _build_fuzz "$requirements/fuzz.txt"
 }
 
 setup_gen() {

@@ -54,6 +54,9 @@ class ProjectSettings:
     server_side_activation: bool = False
     # An unknown profile needs the visitor's consent (U8).
     require_consent: bool = False
+    # What one process of a server takes of the project; 0 for no limit.
+    max_calls_per_second: int = 0
+    max_events_per_second: int = 0
 
     @property
     def watches_visitors(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -31,6 +31,7 @@ from onefold.projects.keys import Authenticator
 from onefold.projects.service import ProjectsService
 from onefold.projects.store import forget_secret
 from onefold.rpc.boundary import Boundary, Bounds, required_scopes
+from onefold.rpc.rates import Rates
 from onefold.rpc.reflection import Reflection
 from onefold.rpc.transport import TlsFiles, server_credentials
 from onefold.stopping import stop_on_signals
@@ -79,6 +80,13 @@ FILES: Final = [
     identity_service_pb2.DESCRIPTOR,
     projects_service_pb2.DESCRIPTOR,
 ]
+# By method, how many events a request brings: they count towards its project's limit.
+EVENT_COUNTS: Final[dict[str, Callable[[Any], int]]] = {
+    "/onefold.v1.EventsService/Track": lambda request: 1,
+    "/onefold.v1.EventsService/BatchTrack": lambda request: len(request.events),
+    "/onefold.v1.EventsService/TrackStream": lambda request: len(request.events),
+    "/onefold.v1.ActivationService/Replay": lambda request: sum(item.HasField("event") for item in request.items),
+}
 _OPTIONS: Final = [
     # A little more than a message may have, so that it is we who refuse one that is too large, and say why.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES),
@@ -136,7 +144,7 @@ async def serve(
             settings.stream_write_seconds,
             settings.stream_key_check_seconds,
         )
-        boundary = Boundary(authenticator, required_scopes(FILES), bounds)
+        boundary = Boundary(authenticator, required_scopes(FILES), bounds, Rates(EVENT_COUNTS))
         server = grpc.aio.server(
             interceptors=[boundary],
             options=[*_OPTIONS, ("grpc.so_reuseport", int(shared_port))],

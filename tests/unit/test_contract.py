@@ -178,6 +178,7 @@ LIMITS = [
     ("TRIGGER_LIFETIME", "events_service.proto", f"Kept for {limits.TRIGGER_LIFETIME.days} days"),
     ("TRIGGER_PAGE_EVENTS", "events_service.proto", f"at most {limits.TRIGGER_PAGE_EVENTS} triggers"),
     ("TRIGGER_IDLE_SECONDS", "events_service.proto", f"at least every {limits.TRIGGER_IDLE_SECONDS:.0f} seconds"),
+    ("RATE_MAX_PER_SECOND", "projects_service.proto", f"no limit; at most {limits.RATE_MAX_PER_SECOND:,}"),
     *(
         (name, file, text)
         for file in ("error_reason.proto", "item_error.proto")

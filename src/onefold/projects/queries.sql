@@ -12,6 +12,8 @@ INSERT INTO projects (
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     creator_project_id
 )
 SELECT
@@ -22,6 +24,8 @@ SELECT
     :triggers_enabled,
     :server_side_activation,
     :require_consent,
+    :max_calls_per_second,
+    :max_events_per_second,
     :creator_project_id
 WHERE NOT EXISTS (SELECT FROM imports WHERE project_id = :project_id)
 ON CONFLICT DO NOTHING
@@ -33,6 +37,8 @@ RETURNING
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time;
 
@@ -45,6 +51,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -60,6 +68,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -104,6 +114,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
@@ -118,6 +130,8 @@ SET
     triggers_enabled = :triggers_enabled,
     server_side_activation = :server_side_activation,
     require_consent = :require_consent,
+    max_calls_per_second = :max_calls_per_second,
+    max_events_per_second = :max_events_per_second,
     update_time = now()
 WHERE project_id = :project_id
 RETURNING
@@ -128,6 +142,8 @@ RETURNING
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time;
 
@@ -165,6 +181,8 @@ SELECT
     projects.triggers_enabled,
     projects.server_side_activation,
     projects.require_consent,
+    projects.max_calls_per_second,
+    projects.max_events_per_second,
     projects.create_time,
     projects.update_time,
     coalesce(projects.forget_name, projects.project_id) AS forget_name,

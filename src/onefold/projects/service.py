@@ -11,7 +11,7 @@ from onefold.callers import IdentifierType, Project, ProjectSettings, Region, Sc
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.errors import Kind, OnefoldError, Reason, already_exists, not_found
-from onefold.limits import NAME_BYTES
+from onefold.limits import NAME_BYTES, RATE_MAX_PER_SECOND
 from onefold.projects import store
 from onefold.projects.keys import Authenticator, new_key
 from onefold.projects.rules import (
@@ -57,6 +57,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
         if request.identifier_type == project_pb2.IDENTIFIER_TYPE_UNSPECIFIED:
             checker.refuse("identifier_type", "is required")
         region = _read_region(checker, request.region) or Region.US
+        _check_rates(checker, request)
         checker.raise_if_wrong()
         check_region(identifier_type, region)
         text = new_key(request.project_id)
@@ -120,6 +121,7 @@ class ProjectsService(projects_service_pb2_grpc.ProjectsServiceServicer):
         checker = Checker()
         identifier_type = _read_type(checker, request.identifier_type)
         region = _read_region(checker, request.region)
+        _check_rates(checker, request)
         checker.raise_if_wrong()
 
         async def work(connection: Connection) -> Project:
@@ -199,6 +201,14 @@ def _read_region(checker: Checker, number: project_pb2.Region.ValueType) -> Regi
     if number not in project_pb2.Region.values() or number == project_pb2.REGION_UNSPECIFIED:
         return None
     return Region(project_pb2.Region.Name(number).removeprefix("REGION_"))
+
+
+def _check_rates(
+    checker: Checker, request: projects_service_pb2.CreateProjectRequest | projects_service_pb2.UpdateProjectRequest
+) -> None:
+    for field in ("max_calls_per_second", "max_events_per_second"):
+        if not 0 <= getattr(request, field) <= RATE_MAX_PER_SECOND:
+            checker.refuse(field, f"must lie between 0 and {RATE_MAX_PER_SECOND:,}")
 
 
 def _read_settings(

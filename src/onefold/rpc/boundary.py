@@ -27,7 +27,7 @@ import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 
-from onefold.callers import Caller, Scope, set_caller
+from onefold.callers import Caller, Scope, caller, set_caller
 from onefold.errors import Kind, OnefoldError, Reason, exhausted
 from onefold.limits import (
     CALL_DEFAULT_SECONDS,
@@ -36,6 +36,7 @@ from onefold.limits import (
     STREAM_KEY_CHECK_SECONDS,
     STREAM_WRITE_SECONDS,
 )
+from onefold.rpc.rates import Rates
 from onefold.rpc.status import to_status
 from onefold.telemetry.calls import Call, MethodWatch
 from onefold.v1 import options_pb2
@@ -52,6 +53,8 @@ PREFIX: Final = "/onefold."
 # How long the end of a stream may wait for a caller who reads nothing.
 _FAREWELL_SECONDS: Final = 1.0
 _END: Final = object()
+# A limit that was raised meanwhile is noticed within this.
+_RATE_LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,15 @@ def required_scopes(files: list[FileDescriptor]) -> dict[str, Scope]:
 class Boundary(grpc.aio.ServerInterceptor):
     """The only interceptor. It leaves services other than onefold's own (health, reflection) as they are."""
 
-    def __init__(self, authenticate: Authenticate, scopes: Mapping[str, Scope], bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        scopes: Mapping[str, Scope],
+        bounds: Bounds | None = None,
+        rates: Rates | None = None,
+    ) -> None:
         self._authenticate = authenticate
+        self._rates = rates or Rates()
         self._scopes = scopes
         self._bounds = bounds or Bounds()
         self._calls = _Places(self._bounds.concurrent_calls)
@@ -170,9 +180,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                     raise _stopping()
                 with self._calls.one():
                     async with asyncio.timeout(_seconds(context)):
-                        set_caller(caller := await self._admit(context, scope))
-                        call.project_id = caller.project.project_id
-                        answer = _fitting(await handler(_check(request), context))
+                        set_caller(who := await self._admit(context, scope))
+                        call.project_id = who.project.project_id
+                        self._rates.admit(who, scope, watch.method, _check(request))
+                        answer = _fitting(await handler(request, context))
                 watch.sent.inc()
                 call.succeeded()
                 return answer
@@ -196,8 +207,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                     raise _stopping()
                 with self._streams.one():
                     async with asyncio.timeout(context.time_remaining()):
-                        set_caller(caller := await self._admit(context, scope))
-                        call.project_id = caller.project.project_id
+                        set_caller(who := await self._admit(context, scope))
+                        call.project_id = who.project.project_id
+                        self._rates.admit(who, scope, watch.method)
                         if takes_messages:
                             async with contextlib.aclosing(self._until_stopping(request, watch)) as messages:
                                 work = self._write_all(handler(messages, context), context, watch)
@@ -266,7 +278,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if request is _END:
                     return
                 watch.received.inc()
-                yield _check(request)
+                _check(request)
+                # A stream is not refused for its project's limit: it is read as fast as that allows.
+                while seconds := self._rates.seconds_until(caller(), watch.method, request):
+                    await asyncio.wait({stopping}, timeout=min(seconds, _RATE_LOOK_SECONDS))
+                    if stopping.done():
+                        raise _stopping()
+                yield request
         finally:
             stopping.cancel()
             if reading is not None:

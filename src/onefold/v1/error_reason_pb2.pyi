@@ -25,7 +25,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_FIELDS_INVALID: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. One or more fields are wrong; google.rpc.BadRequest lists them all."""
+    """INVALID_ARGUMENT. One or more fields are wrong; google.rpc.BadRequest lists them all, as far as they fit into 3 kB:
+    the last entry then says how many are not listed. A path ends after 100 bytes.
+    """
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT. The bytes of the request are not a message of this method."""
     ERROR_REASON_EVENT_EXPIRED: _ErrorReason.ValueType  # 3
@@ -88,6 +90,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 80
     """RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 81
+    """RESOURCE_EXHAUSTED. The project has sent this server more calls or events than its settings allow. Comes with
+    RetryInfo. Metadata: limit, which is "calls" or "events", and per_second.
+    """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
     without a reason.
@@ -131,7 +137,9 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_FIELDS_INVALID: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. One or more fields are wrong; google.rpc.BadRequest lists them all."""
+"""INVALID_ARGUMENT. One or more fields are wrong; google.rpc.BadRequest lists them all, as far as they fit into 3 kB:
+the last entry then says how many are not listed. A path ends after 100 bytes.
+"""
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT. The bytes of the request are not a message of this method."""
 ERROR_REASON_EVENT_EXPIRED: ErrorReason.ValueType  # 3
@@ -194,6 +202,10 @@ ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED, with RetryInfo. No database connection became free in time."""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 80
 """RESOURCE_EXHAUSTED, with RetryInfo. The server has as many calls, or as many streams, in hand as it takes."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 81
+"""RESOURCE_EXHAUSTED. The project has sent this server more calls or events than its settings allow. Comes with
+RetryInfo. Metadata: limit, which is "calls" or "events", and per_second.
+"""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. The request or its answer is larger than 4 MiB. Beyond 8 MiB gRPC itself refuses a request,
 without a reason.

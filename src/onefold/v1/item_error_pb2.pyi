@@ -37,7 +37,9 @@ class ItemError(_message.Message):
     """One English sentence for a developer."""
     @_builtins.property
     def field_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """Every field that is wrong, when code is 3."""
+        """Every field that is wrong, when code is 3, as far as they fit into 3 kB: the last entry then says how many are not
+        listed.
+        """
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class FieldViolation(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """The path inside the item, such as "identifiers.email" or "data.items"."""
+    """The path inside the item, such as "identifiers.email" or "data.items"; it ends after 100 bytes."""
     description: _builtins.str
     """What is wrong with it."""
     def __init__(

@@ -26,21 +26,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onefold/v1/project.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/options.proto\"\x81\x03\n\x07Project\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x0fidentifier_type\x18\x02 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\x35\n\x11identifying_kinds\x18\x04 \x03(\x0e\x32\x1a.onefold.v1.IdentifierKind\x12\x1d\n\x15\x65vent_merging_enabled\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10triggers_enabled\x18\x08 \x01(\x08\x12\x1e\n\x16server_side_activation\x18\t \x01(\x08\x12\x17\n\x0frequire_consent\x18\n \x01(\x08\"\xe4\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12!\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.onefold.v1.Scope\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x85\x01\n\x0eIdentifierType\x12\x1f\n\x1bIDENTIFIER_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15IDENTIFIER_TYPE_EMAIL\x10\x01\x12\x1b\n\x17IDENTIFIER_TYPE_USER_ID\x10\x02\x12\x1a\n\x16IDENTIFIER_TYPE_HYBRID\x10\x03*i\n\x0eIdentifierKind\x12\x1f\n\x1bIDENTIFIER_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15IDENTIFIER_KIND_EMAIL\x10\x01\x12\x1b\n\x17IDENTIFIER_KIND_USER_ID\x10\x02*>\n\x06Region\x12\x16\n\x12REGION_UNSPECIFIED\x10\x00\x12\r\n\tREGION_US\x10\x01\x12\r\n\tREGION_EU\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onefold/v1/project.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/options.proto\"\xbe\x03\n\x07Project\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x0fidentifier_type\x18\x02 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\x35\n\x11identifying_kinds\x18\x04 \x03(\x0e\x32\x1a.onefold.v1.IdentifierKind\x12\x1d\n\x15\x65vent_merging_enabled\x18\x05 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10triggers_enabled\x18\x08 \x01(\x08\x12\x1e\n\x16server_side_activation\x18\t \x01(\x08\x12\x17\n\x0frequire_consent\x18\n \x01(\x08\x12\x1c\n\x14max_calls_per_second\x18\x0b \x01(\x05\x12\x1d\n\x15max_events_per_second\x18\x0c \x01(\x05\"\xe4\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12!\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.onefold.v1.Scope\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x85\x01\n\x0eIdentifierType\x12\x1f\n\x1bIDENTIFIER_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15IDENTIFIER_TYPE_EMAIL\x10\x01\x12\x1b\n\x17IDENTIFIER_TYPE_USER_ID\x10\x02\x12\x1a\n\x16IDENTIFIER_TYPE_HYBRID\x10\x03*i\n\x0eIdentifierKind\x12\x1f\n\x1bIDENTIFIER_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15IDENTIFIER_KIND_EMAIL\x10\x01\x12\x1b\n\x17IDENTIFIER_KIND_USER_ID\x10\x02*>\n\x06Region\x12\x16\n\x12REGION_UNSPECIFIED\x10\x00\x12\r\n\tREGION_US\x10\x01\x12\r\n\tREGION_EU\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onefold.v1.project_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDENTIFIERTYPE']._serialized_start=719
-  _globals['_IDENTIFIERTYPE']._serialized_end=852
-  _globals['_IDENTIFIERKIND']._serialized_start=854
-  _globals['_IDENTIFIERKIND']._serialized_end=959
-  _globals['_REGION']._serialized_start=961
-  _globals['_REGION']._serialized_end=1023
+  _globals['_IDENTIFIERTYPE']._serialized_start=780
+  _globals['_IDENTIFIERTYPE']._serialized_end=913
+  _globals['_IDENTIFIERKIND']._serialized_start=915
+  _globals['_IDENTIFIERKIND']._serialized_end=1020
+  _globals['_REGION']._serialized_start=1022
+  _globals['_REGION']._serialized_end=1084
   _globals['_PROJECT']._serialized_start=100
-  _globals['_PROJECT']._serialized_end=485
-  _globals['_APIKEY']._serialized_start=488
-  _globals['_APIKEY']._serialized_end=716
+  _globals['_PROJECT']._serialized_end=546
+  _globals['_APIKEY']._serialized_start=549
+  _globals['_APIKEY']._serialized_end=777
 # @@protoc_insertion_point(module_scope)

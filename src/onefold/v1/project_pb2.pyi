@@ -117,6 +117,8 @@ class Project(_message.Message):
     TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
     SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
     REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MAX_EVENTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """3 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter, not ending with a hyphen."""
     identifier_type: Global___IdentifierType.ValueType
@@ -131,6 +133,15 @@ class Project(_message.Message):
     """Whether visitors whose events match a profile-creation criterion get an unknown profile by themselves."""
     require_consent: _builtins.bool
     """Whether an unknown profile needs the visitor's recorded consent."""
+    max_calls_per_second: _builtins.int
+    """How many calls a second one process of a server takes of this project, with bursts of as many; 0 for no limit. Calls
+    that need the scope ADMIN are not counted. One too many is refused with RATE_LIMITED. The limit holds for each
+    process for itself: N processes take N times as many.
+    """
+    max_events_per_second: _builtins.int
+    """The same of events, those of batches and replays included. A batch larger than the limit is taken when nothing came
+    for a second, and the next ones wait until it is made up for. TrackStream is not refused but read more slowly.
+    """
     @_builtins.property
     def identifying_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___IdentifierKind.ValueType]:
         """The identifiers that are unique here and so identify a person."""
@@ -156,10 +167,12 @@ class Project(_message.Message):
         triggers_enabled: _builtins.bool = ...,
         server_side_activation: _builtins.bool = ...,
         require_consent: _builtins.bool = ...,
+        max_calls_per_second: _builtins.int = ...,
+        max_events_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "identifying_kinds", b"identifying_kinds", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "identifying_kinds", b"identifying_kinds", "max_calls_per_second", b"max_calls_per_second", "max_events_per_second", b"max_events_per_second", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

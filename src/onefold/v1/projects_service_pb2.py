@@ -27,7 +27,7 @@ from onefold.v1 import options_pb2 as onefold_dot_v1_dot_options__pb2
 from onefold.v1 import project_pb2 as onefold_dot_v1_dot_project__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onefold/v1/projects_service.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/project.proto\"\x13\n\x11GetProjectRequest\":\n\x12GetProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\"\xe7\x02\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x0fidentifier_type\x18\x02 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\"\n\x15\x65vent_merging_enabled\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10triggers_enabled\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12#\n\x16server_side_activation\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0frequire_consent\x18\x07 \x01(\x08H\x03\x88\x01\x01\x42\x18\n\x16_event_merging_enabledB\x13\n\x11_triggers_enabledB\x19\n\x17_server_side_activationB\x12\n\x10_require_consent\"N\n\x15\x43reateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"\xd3\x02\n\x14UpdateProjectRequest\x12\x33\n\x0fidentifier_type\x18\x01 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x15\x65vent_merging_enabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\x1d\n\x10triggers_enabled\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12#\n\x16server_side_activation\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0frequire_consent\x18\x06 \x01(\x08H\x03\x88\x01\x01\x42\x18\n\x16_event_merging_enabledB\x13\n\x11_triggers_enabledB\x19\n\x17_server_side_activationB\x12\n\x10_require_consent\"=\n\x15UpdateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\"\x7f\n\x13\x43reateApiKeyRequest\x12!\n\x06scopes\x18\x01 \x03(\x0e\x32\x11.onefold.v1.Scope\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.onefold.v1.ApiKey\x12\x13\n\x0bsecret_text\x18\x02 \x01(\t\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\";\n\x14RevokeApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.onefold.v1.ApiKey\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.onefold.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.onefold.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8c\x05\n\x0fProjectsService\x12T\n\nGetProject\x12\x1d.onefold.v1.GetProjectRequest\x1a\x1e.onefold.v1.GetProjectResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12Z\n\rCreateProject\x12 .onefold.v1.CreateProjectRequest\x1a!.onefold.v1.CreateProjectResponse\"\x04\xc8\xf3\x18\x03\x12]\n\rUpdateProject\x12 .onefold.v1.UpdateProjectRequest\x1a!.onefold.v1.UpdateProjectResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12W\n\x0c\x43reateApiKey\x12\x1f.onefold.v1.CreateApiKeyRequest\x1a .onefold.v1.CreateApiKeyResponse\"\x04\xc8\xf3\x18\x03\x12Z\n\x0cListProjects\x12\x1f.onefold.v1.ListProjectsRequest\x1a .onefold.v1.ListProjectsResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x03\x12W\n\x0bListApiKeys\x12\x1e.onefold.v1.ListApiKeysRequest\x1a\x1f.onefold.v1.ListApiKeysResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x03\x12Z\n\x0cRevokeApiKey\x12\x1f.onefold.v1.RevokeApiKeyRequest\x1a .onefold.v1.RevokeApiKeyResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!onefold/v1/projects_service.proto\x12\nonefold.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18onefold/v1/options.proto\x1a\x18onefold/v1/project.proto\"\x13\n\x11GetProjectRequest\":\n\x12GetProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\"\xe1\x03\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x33\n\x0fidentifier_type\x18\x02 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\"\n\x15\x65vent_merging_enabled\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10triggers_enabled\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12#\n\x16server_side_activation\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0frequire_consent\x18\x07 \x01(\x08H\x03\x88\x01\x01\x12!\n\x14max_calls_per_second\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\"\n\x15max_events_per_second\x18\t \x01(\x05H\x05\x88\x01\x01\x42\x18\n\x16_event_merging_enabledB\x13\n\x11_triggers_enabledB\x19\n\x17_server_side_activationB\x12\n\x10_require_consentB\x17\n\x15_max_calls_per_secondB\x18\n\x16_max_events_per_second\"N\n\x15\x43reateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"\xcd\x03\n\x14UpdateProjectRequest\x12\x33\n\x0fidentifier_type\x18\x01 \x01(\x0e\x32\x1a.onefold.v1.IdentifierType\x12\"\n\x15\x65vent_merging_enabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\"\n\x06region\x18\x03 \x01(\x0e\x32\x12.onefold.v1.Region\x12\x1d\n\x10triggers_enabled\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12#\n\x16server_side_activation\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0frequire_consent\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12!\n\x14max_calls_per_second\x18\x07 \x01(\x05H\x04\x88\x01\x01\x12\"\n\x15max_events_per_second\x18\x08 \x01(\x05H\x05\x88\x01\x01\x42\x18\n\x16_event_merging_enabledB\x13\n\x11_triggers_enabledB\x19\n\x17_server_side_activationB\x12\n\x10_require_consentB\x17\n\x15_max_calls_per_secondB\x18\n\x16_max_events_per_second\"=\n\x15UpdateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.onefold.v1.Project\"\x7f\n\x13\x43reateApiKeyRequest\x12!\n\x06scopes\x18\x01 \x03(\x0e\x32\x11.onefold.v1.Scope\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.onefold.v1.ApiKey\x12\x13\n\x0bsecret_text\x18\x02 \x01(\t\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\";\n\x14RevokeApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.onefold.v1.ApiKey\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.onefold.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.onefold.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8c\x05\n\x0fProjectsService\x12T\n\nGetProject\x12\x1d.onefold.v1.GetProjectRequest\x1a\x1e.onefold.v1.GetProjectResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x01\x12Z\n\rCreateProject\x12 .onefold.v1.CreateProjectRequest\x1a!.onefold.v1.CreateProjectResponse\"\x04\xc8\xf3\x18\x03\x12]\n\rUpdateProject\x12 .onefold.v1.UpdateProjectRequest\x1a!.onefold.v1.UpdateProjectResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x12W\n\x0c\x43reateApiKey\x12\x1f.onefold.v1.CreateApiKeyRequest\x1a .onefold.v1.CreateApiKeyResponse\"\x04\xc8\xf3\x18\x03\x12Z\n\x0cListProjects\x12\x1f.onefold.v1.ListProjectsRequest\x1a .onefold.v1.ListProjectsResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x03\x12W\n\x0bListApiKeys\x12\x1e.onefold.v1.ListApiKeysRequest\x1a\x1f.onefold.v1.ListApiKeysResponse\"\x07\x90\x02\x01\xc8\xf3\x18\x03\x12Z\n\x0cRevokeApiKey\x12\x1f.onefold.v1.RevokeApiKeyRequest\x1a .onefold.v1.RevokeApiKeyResponse\"\x07\x90\x02\x02\xc8\xf3\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,29 +53,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPROJECTRESPONSE']._serialized_start=155
   _globals['_GETPROJECTRESPONSE']._serialized_end=213
   _globals['_CREATEPROJECTREQUEST']._serialized_start=216
-  _globals['_CREATEPROJECTREQUEST']._serialized_end=575
-  _globals['_CREATEPROJECTRESPONSE']._serialized_start=577
-  _globals['_CREATEPROJECTRESPONSE']._serialized_end=655
-  _globals['_UPDATEPROJECTREQUEST']._serialized_start=658
-  _globals['_UPDATEPROJECTREQUEST']._serialized_end=997
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=999
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1060
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1062
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1189
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1191
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1271
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1273
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1310
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1312
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1371
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=1373
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=1433
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=1435
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1521
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1523
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1582
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1584
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1668
-  _globals['_PROJECTSSERVICE']._serialized_start=1671
-  _globals['_PROJECTSSERVICE']._serialized_end=2323
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=697
+  _globals['_CREATEPROJECTRESPONSE']._serialized_start=699
+  _globals['_CREATEPROJECTRESPONSE']._serialized_end=777
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=780
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1241
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1243
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1304
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1306
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1433
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1435
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1515
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1517
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1554
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1556
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1615
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=1617
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=1677
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=1679
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1765
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1767
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1826
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1828
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1912
+  _globals['_PROJECTSSERVICE']._serialized_start=1915
+  _globals['_PROJECTSSERVICE']._serialized_end=2567
 # @@protoc_insertion_point(module_scope)

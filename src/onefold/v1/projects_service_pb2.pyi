@@ -75,6 +75,8 @@ class CreateProjectRequest(_message.Message):
     TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
     SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
     REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MAX_EVENTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """3 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter, not ending with a hyphen.
     Required.
@@ -93,6 +95,10 @@ class CreateProjectRequest(_message.Message):
     """
     require_consent: _builtins.bool
     """Whether an unknown profile needs the visitor's recorded consent; default false."""
+    max_calls_per_second: _builtins.int
+    """Calls a second that one process of a server takes: default 0, which is no limit; at most 1,000,000."""
+    max_events_per_second: _builtins.int
+    """Events a second that one process of a server takes: default 0, which is no limit; at most 1,000,000."""
     def __init__(
         self,
         *,
@@ -103,13 +109,19 @@ class CreateProjectRequest(_message.Message):
         triggers_enabled: _builtins.bool | None = ...,
         server_side_activation: _builtins.bool | None = ...,
         require_consent: _builtins.bool | None = ...,
+        max_calls_per_second: _builtins.int | None = ...,
+        max_events_per_second: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_max_calls_per_second", b"_max_calls_per_second", "_max_events_per_second", b"_max_events_per_second", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "max_calls_per_second", b"max_calls_per_second", "max_events_per_second", b"max_events_per_second", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_max_calls_per_second", b"_max_calls_per_second", "_max_events_per_second", b"_max_events_per_second", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "max_calls_per_second", b"max_calls_per_second", "max_events_per_second", b"max_events_per_second", "project_id", b"project_id", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_merging_enabled: _TypeAlias = _typing.Literal["event_merging_enabled"]  # noqa: Y015
     _WhichOneofArgType__event_merging_enabled: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__max_calls_per_second: _TypeAlias = _typing.Literal["max_calls_per_second"]  # noqa: Y015
+    _WhichOneofArgType__max_calls_per_second: _TypeAlias = _typing.Literal["_max_calls_per_second", b"_max_calls_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__max_events_per_second: _TypeAlias = _typing.Literal["max_events_per_second"]  # noqa: Y015
+    _WhichOneofArgType__max_events_per_second: _TypeAlias = _typing.Literal["_max_events_per_second", b"_max_events_per_second"]  # noqa: Y015
     _WhichOneofReturnType__require_consent: _TypeAlias = _typing.Literal["require_consent"]  # noqa: Y015
     _WhichOneofArgType__require_consent: _TypeAlias = _typing.Literal["_require_consent", b"_require_consent"]  # noqa: Y015
     _WhichOneofReturnType__server_side_activation: _TypeAlias = _typing.Literal["server_side_activation"]  # noqa: Y015
@@ -118,6 +130,10 @@ class CreateProjectRequest(_message.Message):
     _WhichOneofArgType__triggers_enabled: _TypeAlias = _typing.Literal["_triggers_enabled", b"_triggers_enabled"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_merging_enabled) -> _WhichOneofReturnType__event_merging_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_calls_per_second) -> _WhichOneofReturnType__max_calls_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_events_per_second) -> _WhichOneofReturnType__max_events_per_second | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__require_consent) -> _WhichOneofReturnType__require_consent | None: ...
     @_typing.overload
@@ -167,6 +183,8 @@ class UpdateProjectRequest(_message.Message):
     TRIGGERS_ENABLED_FIELD_NUMBER: _builtins.int
     SERVER_SIDE_ACTIVATION_FIELD_NUMBER: _builtins.int
     REQUIRE_CONSENT_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MAX_EVENTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     identifier_type: _project_pb2.IdentifierType.ValueType
     """If set, it must be the type that the project has."""
     event_merging_enabled: _builtins.bool
@@ -183,6 +201,10 @@ class UpdateProjectRequest(_message.Message):
     """
     require_consent: _builtins.bool
     """Whether an unknown profile needs the visitor's recorded consent. Applied to profiles made from then on."""
+    max_calls_per_second: _builtins.int
+    """Calls a second that one process of a server takes: 0 for no limit; at most 1,000,000."""
+    max_events_per_second: _builtins.int
+    """Events a second that one process of a server takes: 0 for no limit; at most 1,000,000."""
     def __init__(
         self,
         *,
@@ -192,13 +214,19 @@ class UpdateProjectRequest(_message.Message):
         triggers_enabled: _builtins.bool | None = ...,
         server_side_activation: _builtins.bool | None = ...,
         require_consent: _builtins.bool | None = ...,
+        max_calls_per_second: _builtins.int | None = ...,
+        max_events_per_second: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_max_calls_per_second", b"_max_calls_per_second", "_max_events_per_second", b"_max_events_per_second", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "max_calls_per_second", b"max_calls_per_second", "max_events_per_second", b"max_events_per_second", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled", "_max_calls_per_second", b"_max_calls_per_second", "_max_events_per_second", b"_max_events_per_second", "_require_consent", b"_require_consent", "_server_side_activation", b"_server_side_activation", "_triggers_enabled", b"_triggers_enabled", "event_merging_enabled", b"event_merging_enabled", "identifier_type", b"identifier_type", "max_calls_per_second", b"max_calls_per_second", "max_events_per_second", b"max_events_per_second", "region", b"region", "require_consent", b"require_consent", "server_side_activation", b"server_side_activation", "triggers_enabled", b"triggers_enabled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__event_merging_enabled: _TypeAlias = _typing.Literal["event_merging_enabled"]  # noqa: Y015
     _WhichOneofArgType__event_merging_enabled: _TypeAlias = _typing.Literal["_event_merging_enabled", b"_event_merging_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__max_calls_per_second: _TypeAlias = _typing.Literal["max_calls_per_second"]  # noqa: Y015
+    _WhichOneofArgType__max_calls_per_second: _TypeAlias = _typing.Literal["_max_calls_per_second", b"_max_calls_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__max_events_per_second: _TypeAlias = _typing.Literal["max_events_per_second"]  # noqa: Y015
+    _WhichOneofArgType__max_events_per_second: _TypeAlias = _typing.Literal["_max_events_per_second", b"_max_events_per_second"]  # noqa: Y015
     _WhichOneofReturnType__require_consent: _TypeAlias = _typing.Literal["require_consent"]  # noqa: Y015
     _WhichOneofArgType__require_consent: _TypeAlias = _typing.Literal["_require_consent", b"_require_consent"]  # noqa: Y015
     _WhichOneofReturnType__server_side_activation: _TypeAlias = _typing.Literal["server_side_activation"]  # noqa: Y015
@@ -207,6 +235,10 @@ class UpdateProjectRequest(_message.Message):
     _WhichOneofArgType__triggers_enabled: _TypeAlias = _typing.Literal["_triggers_enabled", b"_triggers_enabled"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_merging_enabled) -> _WhichOneofReturnType__event_merging_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_calls_per_second) -> _WhichOneofReturnType__max_calls_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_events_per_second) -> _WhichOneofReturnType__max_events_per_second | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__require_consent) -> _WhichOneofReturnType__require_consent | None: ...
     @_typing.overload
