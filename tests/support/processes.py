@@ -45,7 +45,12 @@ class Running:
     @property
     def address(self) -> str:
         """HOST:PORT of a server."""
-        return self.ready.removeprefix("ready ")
+        return self.ready.removeprefix("ready ").partition(" http ")[0]
+
+    @property
+    def http(self) -> str:
+        """HOST:PORT of the side port, of a server or a worker that was given one."""
+        return self.ready.partition("http ")[2]
 
     def kill(self) -> None:
         """SIGKILL, and the end."""
