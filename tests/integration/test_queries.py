@@ -23,6 +23,7 @@ OF_NO_PROJECT = {
     "due_intents",
     "due_activations",
     "describe_intent",
+    "table_columns",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",
