@@ -24,7 +24,7 @@ OF_NO_PROJECT = {
     "due_activations",
     "backlog",
     "describe_intent",
-    "columns",
+    "table_columns",
     "oldest_wanted_event",
     "purge_default_partition",
     "purge_snapshots",

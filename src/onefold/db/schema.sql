@@ -281,9 +281,13 @@ CREATE TABLE public.projects (
     triggers_enabled boolean DEFAULT false NOT NULL,
     server_side_activation boolean DEFAULT false NOT NULL,
     require_consent boolean DEFAULT false NOT NULL,
+    max_calls_per_second integer DEFAULT 0 NOT NULL,
+    max_events_per_second integer DEFAULT 0 NOT NULL,
     forget_name text COLLATE pg_catalog."C",
     CONSTRAINT projects_check CHECK ((NOT ((region = 'EU'::text) AND (identifier_type = 'EMAIL'::text)))),
     CONSTRAINT projects_identifier_type_check CHECK ((identifier_type = ANY (ARRAY['EMAIL'::text, 'USER_ID'::text, 'HYBRID'::text]))),
+    CONSTRAINT projects_max_calls_per_second_check CHECK ((max_calls_per_second >= 0)),
+    CONSTRAINT projects_max_events_per_second_check CHECK ((max_events_per_second >= 0)),
     CONSTRAINT projects_region_check CHECK ((region = ANY (ARRAY['US'::text, 'EU'::text])))
 );
 

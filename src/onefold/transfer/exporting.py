@@ -70,7 +70,9 @@ async def export_project(
 async def _export(
     connection: Connection, settings: Settings, project_id: str, path: Path, on_bytes: Callable[[int], None]
 ) -> dict[str, int]:
-    await queries.name_visitors.execute(connection, project_id=project_id)
+    await connection.execute(
+        f"CREATE TEMP TABLE named_visitors ON COMMIT DROP AS {queries.linked_visitors.sql}", project_id
+    )
     await connection.execute("ALTER TABLE named_visitors ADD PRIMARY KEY (subject_id)")
     writer = Writer(path)
 

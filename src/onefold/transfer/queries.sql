@@ -1,4 +1,4 @@
--- name: columns
+-- name: table_columns
 -- What a table has by now, in its order.
 SELECT attname AS name, format_type(atttypid, atttypmod) AS type
 FROM pg_attribute
@@ -12,9 +12,8 @@ SELECT
     + (SELECT count(*) FROM moves WHERE project_id = :project_id)
     + (SELECT count(*) FROM activation_notes WHERE project_id = :project_id) AS work_left;
 
--- name: name_visitors
+-- name: linked_visitors
 -- Whom an id stands for that is made of an anonymous_id: of those that were linked, and of those who allowed something.
-CREATE TEMP TABLE named_visitors ON COMMIT DROP AS
 SELECT DISTINCT ON (subject_id) subject_id, anonymous_id
 FROM (
     SELECT identifiers.origin_id AS subject_id, identifiers.value AS anonymous_id

@@ -148,7 +148,7 @@ TABLES: Final = (
 
 async def columns_of(connection: Connection, table: str) -> dict[str, str]:
     """The columns of a table but for project_id and what the database makes itself, each with its type."""
-    rows: list[asyncpg.Record] = await queries.columns.fetch(connection, table=table)
+    rows: list[asyncpg.Record] = await queries.table_columns.fetch(connection, table=table)
     made = next((each.made for each in TABLES if each.name == table), {})
     left = _OWN if table == "projects" else {"project_id", *made}
     return {row["name"]: row["type"] for row in rows if row["name"] not in left}
