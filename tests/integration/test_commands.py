@@ -51,11 +51,11 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
         "ONEFOLD_DATABASE_URL": URLS["ONEFOLD_DATABASE_URL"],
         "ONEFOLD_REDIS_URL_FILE": str(secret),
         "ONEFOLD_PORT": "1234",
-        "ONEFOLD_HOST": "192.0.2.1",
+        "ONEFOLD_HOST": "127.0.0.2",
     }
     found = shown("--port", "4321", **environment)
     assert found["ONEFOLD_PORT"] == ("4321", "flag")
-    assert found["ONEFOLD_HOST"] == ("192.0.2.1", "environment")
+    assert found["ONEFOLD_HOST"] == ("127.0.0.2", "environment")
     assert found["ONEFOLD_REDIS_URL"] == ("redis://cache.example.com:1/0", "file")
     assert found["ONEFOLD_SERVER_PROCESSES"] == ("1", "default")
     assert {f"ONEFOLD_{name.upper()}" for name in Settings.model_fields} == set(found)
@@ -131,6 +131,13 @@ async def test_projects(told: dict[str, str]) -> None:
     assert "seen" in {json.loads(line)["project_id"] for line in listed.stdout.splitlines()}
     assert "seen" in (await invoked("project", "list", **told)).stdout
     changed = await invoked("project", "update", "seen", "--triggers", "--no-event-merging", "--json", **told)
+    limited = await invoked("project", "update", "seen", "--max-calls-per-second", "7", "--json", **told)
+    assert json.loads(limited.stdout) == {
+        **json.loads(changed.stdout),
+        "max_calls_per_second": 7,
+        "update_time": json.loads(limited.stdout)["update_time"],
+    }
+    changed = await invoked("project", "update", "seen", "--max-calls-per-second", "0", "--json", **told)
     assert changed.exit_code == 0
     row = json.loads((await invoked("project", "show", "seen", "--json", **told)).stdout)
     assert row == json.loads(changed.stdout)

@@ -159,7 +159,7 @@ def test_the_image_and_the_fuzzer_run_what_was_tested(lock: str) -> None:
 def test_imports_are_declared(folder: str, extras: list[str]) -> None:
     """Every package that the code imports is declared in pyproject.toml, not just there by chance."""
     wanted = [*PROJECT["dependencies"], *(name for extra in extras for name in EXTRAS[extra])]
-    declared = {canonicalize_name(Requirement(text).name) for text in wanted}
+    declared: set[str] = {canonicalize_name(Requirement(text).name) for text in wanted}
     if folder == "scripts":
         # The fuzzer runs in an environment of its own.
         declared |= {name for name, _, _, _ in pins("fuzz.txt")}

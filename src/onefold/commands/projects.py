@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onefold.commands.common import TYPES, as_json_option, lines, with_database
+from onefold.limits import RATE_MAX_PER_SECOND
 
 if TYPE_CHECKING:
     from onefold.callers import Project
@@ -66,13 +67,15 @@ def project_show(project_id: str, as_json: bool) -> None:
 @project.command("update")
 @click.argument("project_id")
 @click.option("--region", type=_REGIONS, help="Where the data is to be kept.")
+@click.option("--max-calls-per-second", type=click.IntRange(0, RATE_MAX_PER_SECOND), help="To one process of a server; 0: any number.")
+@click.option("--max-events-per-second", type=click.IntRange(0, RATE_MAX_PER_SECOND), help="The same of events.")
 @as_json_option
-def project_update(project_id: str, region: str | None, as_json: bool, **switches: bool) -> None:
+def project_update(project_id: str, region: str | None, as_json: bool, **told: bool | int) -> None:
     """Change a project's settings; those not named stay. Servers know within 10 seconds."""
     from onefold.callers import Region
     from onefold.projects.bootstrap import change_project
 
-    changes = {name: value for name, value in switches.items() if value is not None}
+    changes = {name: value for name, value in told.items() if value is not None}
     if not changes and region is None:
         raise click.UsageError("Say what to change.")
     new_region = Region(region.upper()) if region else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from onefold.callers import IdentifierType, Project, ProjectSettings, Region, Scope
 from onefold.db.pool import Database
@@ -57,7 +57,7 @@ async def find_project(database: Database, project_id: str) -> Project:
 
 
 async def change_project(
-    database: Database, project_id: str, region: Region | None, changes: Mapping[str, bool]
+    database: Database, project_id: str, region: Region | None, changes: Mapping[str, bool | int]
 ) -> Project:
     """Changes the settings of a project that are named; returns the project as it is then."""
 
@@ -65,7 +65,9 @@ async def change_project(
         found = await _require(connection, project_id, lock=True)
         new_region = region or found.region
         check_region(found.identifier_type, new_region)
-        return await store.update_project(connection, project_id, new_region, replace(found.settings, **changes))
+        return await store.update_project(
+            connection, project_id, new_region, replace(found.settings, **dict[str, Any](changes))
+        )
 
     return await database.transact(work)
 

@@ -87,6 +87,8 @@ SELECT
     triggers_enabled,
     server_side_activation,
     require_consent,
+    max_calls_per_second,
+    max_events_per_second,
     create_time,
     update_time
 FROM projects
