@@ -67,7 +67,11 @@ def project_show(project_id: str, as_json: bool) -> None:
 @project.command("update")
 @click.argument("project_id")
 @click.option("--region", type=_REGIONS, help="Where the data is to be kept.")
-@click.option("--max-calls-per-second", type=click.IntRange(0, RATE_MAX_PER_SECOND), help="To one process of a server; 0: any number.")
+@click.option(
+    "--max-calls-per-second",
+    type=click.IntRange(0, RATE_MAX_PER_SECOND),
+    help="To one process of a server; 0: any number.",
+)
 @click.option("--max-events-per-second", type=click.IntRange(0, RATE_MAX_PER_SECOND), help="The same of events.")
 @as_json_option
 def project_update(project_id: str, region: str | None, as_json: bool, **told: bool | int) -> None:
