@@ -98,8 +98,8 @@ class Audit:
         self.profile_ids: dict[str, str] = {}
         self.stored_for: dict[str, set[str]] = defaultdict(set)
 
-    async def run(self, replay_seed: int) -> Findings:
-        """Everything, on a system that has come to rest."""
+    async def run(self, replay_seed: int, *, replays: int = REPLAYS) -> Findings:
+        """Everything, on a system that has come to rest. The last thing is to send so many earlier requests again."""
         self.connection: asyncpg.Connection[Any] = await asyncpg.connect(self.place.database_url)
         try:
             await self._look_for_rest()
@@ -112,7 +112,7 @@ class Audit:
             await self._check_people()
             await self._check_bystanders()
             await self._check_canaries()
-            await self._replay(replay_seed)
+            await self._replay(replay_seed, replays)
             self._read_logs()
         finally:
             await self.connection.close()
@@ -403,7 +403,7 @@ class Audit:
 
     # --- once more ---------------------------------------------------------------------------------------------------
 
-    async def _replay(self, seed: int) -> None:
+    async def _replay(self, seed: int, count: int) -> None:
         """Earlier requests, sent again as they were: each is answered as it was, and nothing changes."""
         chosen = [each for each in self.header["acknowledged"] if not self._is_about_gone(each[0])]
         random.Random(seed).shuffle(chosen)
@@ -414,8 +414,8 @@ class Audit:
             async with at_a_time:
                 await self._send_again(begun, ended)
 
-        await asyncio.gather(*(again(*each) for each in chosen[:REPLAYS]))
-        self.replays = len(chosen[:REPLAYS])
+        await asyncio.gather(*(again(*each) for each in chosen[:count]))
+        self.replays = len(chosen[:count])
         after = await self._fingerprints()
         for table, fingerprint in before.items():
             if after[table] != fingerprint:

@@ -7,8 +7,8 @@ The order is known where it matters, because of who does what:
   last on those it touches ("frozen"), so that there are two possible states, with it and without.
 - **Shared visitors.** Everybody tracks for them and everybody tries to link them to a person of its own. The answers
   tell who won, the receive_time in each event's answer says on which side of the grace it lies, and where the events
-  are follows from these two alone. If the only candidates stayed unknown, the database may say who it was; then all of the
-  visitor's events must agree.
+  are follows from these two alone. If the only candidates stayed unknown, the database may say who it was; then all
+  of the visitor's events must agree.
 - **Shared people.** Everybody tracks for them and writes a field of its own; nobody merges them.
 - **Shared event ids.** The same event is told by several; it is stored once.
 - **Shared tokens.** A copy belongs to a client's own person, whose registrations and disables are in order. A disable
