@@ -19,12 +19,13 @@ from uuid import UUID
 import asyncpg
 from redis.asyncio import Redis
 
-from chaos.audit import Audit, bystanders
+from chaos.audit import Audit
 from chaos.calls import Callers, Journal
 from chaos.clients import ChaosClient
 from chaos.log import Entry, Log
 from chaos.model import Model
 from chaos.mutants import MUTANTS
+from chaos.places import bystanders
 from chaos.reads import STORED_TWICE, Reader
 from chaos.run import WRONG, Opened, load, opened_as
 from onefold.db.pool import WORKER_SETTINGS, Database

@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import asyncpg
 
-from chaos.audit import REPLAYS, Audit, Findings, Place, bystanders, rest
+from chaos.audit import REPLAYS, Audit
 from chaos.calls import Callers, Journal
-from chaos.clients import ChaosClient, identifiers, new_event
+from chaos.clients import ChaosClient
 from chaos.faults import Faults
 from chaos.log import Entry, Log, read_log
 from chaos.model import Model
-from chaos.reads import Reader
+from chaos.operations import new_event
+from chaos.places import Findings, Place, bystanders, rest
+from chaos.reads import Reader, names
 from chaos.stage import SERVERS, WORKERS, Stage
 from onefold.db.migrate import migrate
 from onefold.projects.bootstrap import ensure_project
@@ -135,7 +137,7 @@ async def set_up(running: Opened, log: Log, seed: int) -> Entry:
     for project, people in ((PROJECT, [f"still{n}" for n in range(10)]), (OTHER, [f"shared{n}" for n in range(3)])):
         async with calling(running, project) as callers:
             for name in people:
-                client, who = callers.next(), identifiers(name)
+                client, who = callers.next(), names(name)
                 answer = await client.identity.UpdateProfile(
                     UpdateProfileRequest(identifiers=who, data_fields_json="{}")
                 )
