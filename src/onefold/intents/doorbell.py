@@ -29,8 +29,8 @@ _RING_SECONDS: Final = 0.05
 _FAILURES_TO_OPEN: Final = 3
 _OPEN_SECONDS: Final = 5.0
 # arq notes when a job is due by the clock of whoever enqueues it, and compares that with the clock of whoever looks. A
-# bell from a server an hour ahead would be heard an hour late, and could not be rung again before. So every bell has been
-# due for long.
+# bell from a server an hour ahead would be heard an hour late, and could not be rung again before. So every bell has
+# been due for long.
 _DUE_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
 # arq's own default, which it would otherwise reckon from when the job is due.
 _JOB_LIFETIME: Final = timedelta(days=1)
