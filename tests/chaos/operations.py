@@ -14,6 +14,7 @@ from chaos.log import Entry, body_of, canary_of, event_time_of
 from chaos.reads import Reader, names
 from onefold.v1.device_pb2 import PLATFORM_APNS, NewDevice
 from onefold.v1.devices_service_pb2 import DisableDeviceRequest, RegisterDeviceRequest
+from onefold.v1.error_reason_pb2 import ErrorReason
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest, TrackStreamRequest
 from onefold.v1.identity_service_pb2 import IdentifyRequest, UpdateProfileRequest
@@ -180,4 +181,8 @@ def _result(result: Any, reason: str = "") -> tuple[int, str, bool, str]:
 
 def _results(answer: Any) -> Entry:
     """What became of the events of a batch: each has a result or a reason."""
-    return {"results": [_result(each.result, each.error.reason) for each in answer.results]}
+    return {"results": [_result(each.result, _reason(each.error.reason)) for each in answer.results]}
+
+
+def _reason(reason: ErrorReason.ValueType) -> str:
+    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_") if reason else ""
