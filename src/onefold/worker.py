@@ -31,6 +31,7 @@ from onefold.intents.doorbell import (
     JOB_NAME,
     QUEUE_NAME,
     deserialize_job,
+    enqueue,
     redis_settings,
     ring_once,
     serialize_job,
@@ -157,9 +158,7 @@ def _arq_worker(settings: Settings, database: Database) -> Worker:
         ran = await run_intent(database, project_id, UUID(intent_id))
         if ran is Ran.PAUSED:
             # The id must be new: arq refuses the one that is just running.
-            await ctx["redis"].enqueue_job(
-                JOB_NAME, project_id, intent_id, _job_id=f"{ctx['job_id']}+", _queue_name=QUEUE_NAME
-            )
+            await enqueue(ctx["redis"], project_id, intent_id, f"{ctx['job_id']}+")
 
     return Worker(
         functions=[func(run, name=JOB_NAME, keep_result=0, timeout=_JOB_SECONDS, max_tries=1)],

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from chaos.mutants import MUTANTS
+
+T = TypeVar("T")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,13 +42,24 @@ def main(minutes: float, seed: int, as_json: bool, mutant: str | None, keep: Pat
     if mutant is not None:
         from chaos.directed import check_mutants
 
-        [result] = asyncio.run(check_mutants([mutant]))
+        [result] = asyncio.run(_until_told(check_mutants([mutant])))
     elif audited is not None:
-        result = asyncio.run(audit_again(audited.resolve()))
+        result = asyncio.run(_until_told(audit_again(audited.resolve())))
     else:
-        result = asyncio.run(chaos(minutes, seed, keep.resolve() if keep else None))
+        result = asyncio.run(_until_told(chaos(minutes, seed, keep.resolve() if keep else None)))
     click.echo(json.dumps(result) if as_json else _summary(result))
     sys.exit(0 if is_right(result) else 1)
+
+
+async def _until_told(work: Coroutine[Any, Any, T]) -> T:
+    """Runs something to its end, or until SIGINT or SIGTERM: then everything that was started is ended first."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise click.exceptions.Exit(130) from None
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import random
 import re
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
 import asyncpg
-from redis.asyncio import Redis
 
 from chaos.calls import ANSWERS, REQUESTS, Callers, insist, pages
-from chaos.log import CANARY, Entry, body_of, canary_of, event_time_of
-from chaos.model import GONE, Alternative, Model, Person
+from chaos.entities import GONE, Alternative, Person
+from chaos.log import Entry, body_of, canary_of, event_time_of
+from chaos.model import Model
+from chaos.places import Findings, Place, Stored, bystanders, find_canaries, fingerprints, micros_of
 from chaos.reads import names
 from onefold.v1.data_format_pb2 import DATA_FORMAT_JSON
 from onefold.v1.devices_service_pb2 import ListDevicesRequest
@@ -30,55 +27,12 @@ from onefold.v1.events_service_pb2 import ListEventsRequest
 from onefold.v1.identity_service_pb2 import GetProfileRequest
 
 REPLAYS: Final = 1_000
-QUIET_SECONDS: Final = 180.0
 _AT_A_TIME: Final = 8
 _STORED: Final = """
 SELECT event_id, profile_id, anonymous_id, receive_time, event_time, name, data FROM events WHERE project_id = $1
 UNION ALL
 SELECT event_id, NULL, anonymous_id, receive_time, event_time, name, data FROM anonymous_events WHERE project_id = $1
 """
-_TABLES: Final = """
-SELECT r.relname AS name
-FROM pg_class AS r
-WHERE r.relnamespace = 'public'::regnamespace AND r.relkind IN ('r', 'p') AND NOT r.relispartition
-ORDER BY 1
-"""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A row of an event as it lies: with a person, or with nobody."""
-
-    profile_id: str | None
-    anonymous_id: str | None
-    receive_time: int
-    event_time: int
-    name: str
-    data: Any
-
-
-@dataclass
-class Findings:
-    """What is wrong, by what it is called, and the first examples in words."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, what: str) -> None:
-        """Notes one more."""
-        self.counts[kind] += 1
-        if self.counts[kind] <= 5:
-            self.examples.append(f"{kind}: {what}")
-
-
-@dataclass
-class Place:
-    """Where what is audited runs."""
-
-    database_url: str
-    redis_url: str
-    addresses: Sequence[str]
-    logs: Sequence[str]
 
 
 class Audit:
@@ -98,8 +52,8 @@ class Audit:
         self.profile_ids: dict[str, str] = {}
         self.stored_for: dict[str, set[str]] = defaultdict(set)
 
-    async def run(self, replay_seed: int) -> Findings:
-        """Everything, on a system that has come to rest."""
+    async def run(self, replay_seed: int, *, replays: int = REPLAYS) -> Findings:
+        """Everything, on a system that has come to rest. The last thing is to send so many earlier requests again."""
         self.connection: asyncpg.Connection[Any] = await asyncpg.connect(self.place.database_url)
         try:
             await self._look_for_rest()
@@ -112,7 +66,7 @@ class Audit:
             await self._check_people()
             await self._check_bystanders()
             await self._check_canaries()
-            await self._replay(replay_seed)
+            await self._replay(replay_seed, replays)
             self._read_logs()
         finally:
             await self.connection.close()
@@ -141,8 +95,8 @@ class Audit:
             stored = Stored(
                 profile_id,
                 row["anonymous_id"],
-                _micros(row["receive_time"]),
-                _micros(row["event_time"]),
+                micros_of(row["receive_time"]),
+                micros_of(row["event_time"]),
                 row["name"],
                 json.loads(row["data"]),
             )
@@ -158,7 +112,7 @@ class Audit:
             self.profile_ids[name] = person.profile_id or named.get(name, "")
         self.names = {profile_id: name for name, profile_id in self.profile_ids.items() if profile_id}
         self.links = {
-            row["value"]: (str(row["profile_id"]), _micros(row["grace_end_time"]))
+            row["value"]: (str(row["profile_id"]), micros_of(row["grace_end_time"]))
             for row in await self.connection.fetch(
                 "SELECT value, profile_id, grace_end_time FROM identifiers WHERE project_id = $1 AND kind = 3", project
             )
@@ -366,7 +320,7 @@ class Audit:
             self.findings.add("bystanders_changed", "somebody whom nobody wrote to has changed")
 
     async def _check_canaries(self) -> None:
-        """Of people who were forgotten nothing may be left: in no column, under no key of Valkey, in no log."""
+        """Of people who were forgotten nothing may be left."""
         gone = set()
         for name in self.model.people:
             if self.model.survivor(name).is_forgotten:
@@ -376,47 +330,25 @@ class Audit:
                     for each in self.model.linked_to[name]
                     if not self.model.visitors[each].has_stragglers
                 }
-        for table in await self._tables():
-            rows = await self.connection.fetch(f"SELECT t::text AS row FROM {table} AS t")
-            self._find_canaries(gone, table, (row["row"] for row in rows))
-        for row in await self.connection.fetch("SELECT answer FROM requests"):
-            self._find_canaries(gone, "requests", [row["answer"].decode("latin-1")])
-        redis = Redis.from_url(self.place.redis_url)
-        async for key in redis.scan_iter():
-            kind = (await redis.type(key)).decode()
-            value = (
-                await redis.get(key) if kind == "string" else await redis.zrange(key, 0, -1) if kind == "zset" else b""
-            )
-            self._find_canaries(gone, "Valkey", [f"{key!r} {value!r}"])
-        await redis.aclose()
-        for log in self.place.logs:
-            self._find_canaries(gone, Path(log).name, [Path(log).read_text(errors="replace")])
-
-    def _find_canaries(self, gone: set[str], where: str, texts: Iterable[str]) -> None:
-        for text in texts:
-            for canary in gone.intersection(CANARY.findall(text)):
-                at = text.index(canary)
-                self.findings.add("canaries", f"{canary} in {where}: {text[max(at - 100, 0) : at + 60]}")
-
-    async def _tables(self) -> list[str]:
-        return [row["name"] for row in await self.connection.fetch(_TABLES)]
+        for where in await find_canaries(gone, self.connection, self.place):
+            self.findings.add("canaries", where)
 
     # --- once more ---------------------------------------------------------------------------------------------------
 
-    async def _replay(self, seed: int) -> None:
+    async def _replay(self, seed: int, count: int) -> None:
         """Earlier requests, sent again as they were: each is answered as it was, and nothing changes."""
         chosen = [each for each in self.header["acknowledged"] if not self._is_about_gone(each[0])]
         random.Random(seed).shuffle(chosen)
-        before = await self._fingerprints()
+        before = await fingerprints(self.connection)
         at_a_time = asyncio.Semaphore(_AT_A_TIME)
 
         async def again(begun: Entry, ended: Entry) -> None:
             async with at_a_time:
                 await self._send_again(begun, ended)
 
-        await asyncio.gather(*(again(*each) for each in chosen[:REPLAYS]))
-        self.replays = len(chosen[:REPLAYS])
-        after = await self._fingerprints()
+        await asyncio.gather(*(again(*each) for each in chosen[:count]))
+        self.replays = len(chosen[:count])
+        after = await fingerprints(self.connection)
         for table, fingerprint in before.items():
             if after[table] != fingerprint:
                 self.findings.add("replay_changes", table)
@@ -449,61 +381,9 @@ class Audit:
             if told != [(receive_time, True) for receive_time, *_ in ended["results"]]:
                 self.findings.add("replays_wrong", f"{method} ({begun['op']}) stored something anew")
 
-    async def _fingerprints(self) -> dict[str, str]:
-        found = {}
-        for table in await self._tables():
-            rows = await self.connection.fetch(f"SELECT t::text AS row FROM {table} AS t")
-            texts = sorted(row["row"] for row in rows)
-            found[table] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        return found
-
     def _read_logs(self) -> None:
         for log in self.place.logs:
             text = Path(log).read_bytes()[self.log_offsets.get(log, 0) :].decode(errors="replace")
             for kind, pattern in (("deadlocks", "deadlock detected"), ("broken_calls", "call broke")):
                 for found in re.finditer(pattern, text):
                     self.findings.add(kind, f"{Path(log).name}: {text[found.start() : found.start() + 900]}")
-
-
-async def bystanders(connection: Any, header: Entry) -> str:
-    """A fingerprint of another project, and of those people of this one to whom nothing is done."""
-    texts = []
-    for row in await connection.fetch(
-        "SELECT DISTINCT c.table_name AS name, "
-        "bool_or(c.column_name = 'profile_id') OVER (PARTITION BY c.table_name) AS is_about_people "
-        "FROM information_schema.columns AS c "
-        "JOIN pg_class AS r ON r.relname = c.table_name AND r.relkind IN ('r', 'p') AND NOT r.relispartition "
-        "WHERE c.table_schema = 'public' AND c.column_name IN ('project_id', 'profile_id') ORDER BY 1"
-    ):
-        table = row["name"]
-        others = await connection.fetch(
-            f"SELECT t::text AS row FROM {table} AS t WHERE project_id = $1 ORDER BY 1", header["other"]
-        )
-        texts += [f"{table} {each['row']}" for each in others]
-        if row["is_about_people"]:
-            still = await connection.fetch(
-                f"SELECT t::text AS row FROM {table} AS t "
-                "WHERE project_id = $1 AND profile_id = ANY($2::uuid[]) ORDER BY 1",
-                header["project"],
-                [UUID(each) for each in header["still"]],
-            )
-            texts += [f"{table} {each['row']}" for each in still]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-async def rest(database_url: str, seconds: float = QUIET_SECONDS) -> float:
-    """Waits until the workers have nothing left to do; returns how long that took. The audit finds what is left."""
-    begun = time.monotonic()
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
-    try:
-        while await connection.fetchval("SELECT count(*) FROM intents") and time.monotonic() < begun + seconds:
-            await asyncio.sleep(0.1)
-    finally:
-        await connection.close()
-    return time.monotonic() - begun
-
-
-def _micros(moment: Any) -> int:
-    """A moment in microseconds since 1970, exactly."""
-    seconds = int(moment.replace(microsecond=0).timestamp())
-    return seconds * 1_000_000 + int(moment.microsecond)

@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import grpc
-
-from chaos.calls import Journal, insist
-from chaos.log import Entry, body_of, canary_of, event_time_of
-from chaos.reads import Reader
-from onefold.v1.device_pb2 import PLATFORM_APNS, NewDevice
-from onefold.v1.devices_service_pb2 import DisableDeviceRequest, RegisterDeviceRequest
-from onefold.v1.event_pb2 import NewEvent
-from onefold.v1.events_service_pb2 import BatchTrackRequest, TrackRequest, TrackStreamRequest
+from chaos.calls import Journal
+from chaos.log import canary_of
+from chaos.operations import Operations
+from chaos.reads import Reader, names
 from onefold.v1.identity_service_pb2 import (
     ForgetProfileRequest,
-    IdentifyRequest,
     MergeProfilesRequest,
     UndoMergeRequest,
-    UpdateProfileRequest,
 )
-from onefold.v1.profile_pb2 import Identifiers
 
 PEOPLE: Final = 5
 SHARED_PEOPLE: Final = 3
 SHARED_TOKENS: Final = 5
 _VISITORS_SECONDS: Final = 15.0
 _DUEL_SECONDS: Final = 20.0
-
-
-def identifiers(name: str) -> Identifiers:
-    """How a person is named: some by email, some by user_id."""
-    return Identifiers(email=name) if "@" in name else Identifiers(user_id=name)
-
-
-def new_event(event_id: str, home: str, epoch: int) -> NewEvent:
-    """The event of an id, always the same."""
-    event = NewEvent(event_id=event_id, name="did", data_json=json.dumps(body_of(event_id, home)))
-    moment = event_time_of(event_id, epoch)
-    if moment is not None:
-        event.event_time.FromMicroseconds(moment)
-    if home.startswith("x:"):
-        event.anonymous_id = home[2:]
-    else:
-        event.identifiers.CopyFrom(identifiers(home[2:]))
-    return event
-
-
-def micros(timestamp: Any) -> int:
-    """A moment as an answer has it, in microseconds since 1970."""
-    return int(timestamp.ToMicroseconds())
 
 
 @dataclass
@@ -67,21 +34,15 @@ class Owned:
     is_entangled: bool = False
 
 
-class ChaosClient:
+class ChaosClient(Operations):
     """One client."""
 
     def __init__(self, number: int, journal: Journal, reader: Reader, seed: int, epoch: int) -> None:
-        self.number = number
-        self.journal, self.model, self.callers = journal, journal.model, journal.callers
-        self.reader = reader
-        self.random = random.Random(f"{seed}-{number}")
-        self.epoch = epoch
-        self.count = 0
+        super().__init__(number, journal, reader, seed, epoch)
         self.people: list[Owned] = []
         self.visitors: list[str] = []
         self.undoable: list[tuple[str, str, str]] = []
         self.dueled = -1
-        self.counter = 0
         self.frozen_fields: set[str] = set()
 
     async def run(self, pause: float) -> None:
@@ -110,14 +71,14 @@ class ChaosClient:
             self.read_devices: 3,
             self.read_profile: 4,
         }
-        names, weights = list(actions), list(actions.values())
+        weights = list(actions.values())
         while self.journal.running:
             await self.fill()
             if len(self.people) < 2:
                 # Nobody could be made: it is over, or nothing answers.
                 await asyncio.sleep(0.1)
                 continue
-            await self.random.choices(names, weights)[0]()
+            await self.random.choices(list(actions), weights)[0]()
             await asyncio.sleep(self.random.uniform(0.0, 2 * pause))
 
     # --- who ---------------------------------------------------------------------------------------------------------
@@ -143,34 +104,7 @@ class ChaosClient:
     def shared_token(self) -> str:
         return f"shared-token{self.random.randrange(SHARED_TOKENS)}"
 
-    def request_id(self) -> str:
-        self.count += 1
-        return f"r{self.number}-{self.count}"
-
     # --- events ------------------------------------------------------------------------------------------------------
-
-    def events(self, home: str, most: int) -> list[tuple[str, str]]:
-        """New events for a person or a visitor."""
-        self.count += 1
-        many = self.random.choice([1, 1, self.random.randint(2, most), most])
-        return [(f"e{self.number}-{self.count}-{each}", home) for each in range(many)]
-
-    async def track(self, events: list[tuple[str, str]], **entry: Any) -> bool:
-        """Tells events: one by Track, several by BatchTrack."""
-        messages = [new_event(event_id, home, self.epoch) for event_id, home in events]
-        if len(events) == 1:
-            return await self.journal.call(
-                "track",
-                self.number,
-                "Track",
-                TrackRequest(event=messages[0]),
-                lambda answer: {"results": [_result(answer.result)]},
-                events=events,
-                **entry,
-            )
-        return await self.journal.call(
-            "track", self.number, "BatchTrack", BatchTrackRequest(events=messages), _results, events=events, **entry
-        )
 
     async def track_person(self) -> None:
         await self.track(self.events(f"p:{self.someone().name}", 40))
@@ -195,61 +129,14 @@ class ChaosClient:
         await self.track([(each, "p:shared0") for each in ids[: self.random.randint(1, 12)]], shared_ids=True)
 
     async def stream(self) -> None:
-        """Several batches on a stream; what was not acknowledged when it broke is sent again."""
-        home = self.random.choice([f"x:{self.shared_visitor()}", f"p:shared{self.random.randrange(SHARED_PEOPLE)}"])
-        batches = [self.events(home, 20) for _ in range(self.random.randint(2, 6))]
-        begun = [self.journal.begin("track", self.number, events=batch, stream=True) for batch in batches]
-        requests = [
-            TrackStreamRequest(sequence=number, events=[new_event(*event, self.epoch) for event in batch])
-            for number, batch in enumerate(batches, 1)
-        ]
-        acknowledged = 0
-        try:
-            call = self.callers.next().events.TrackStream(timeout=10.0)
-            for request in requests:
-                await call.write(request)
-            await call.done_writing()
-            while (answer := await call.read()) is not grpc.aio.EOF:
-                self.journal.end(begun[acknowledged], "ok", stragglers=False, **_results(answer))
-                acknowledged += 1
-        except grpc.aio.AioRpcError:
-            # The rest is told by calls, with the same ids.
-            pass
-        except asyncio.InvalidStateError:
-            # The stream ended under a write.
-            pass
-        for entry, request in list(zip(begun, requests, strict=True))[acknowledged:]:
-            answer = await insist(self.callers, "BatchTrack", BatchTrackRequest(events=request.events))
-            if answer.message is None:
-                self.journal.end(entry, "unknown", stragglers=True)
-            else:
-                self.journal.end(entry, "ok", stragglers=True, **_results(answer.message))
+        """Several batches on a stream."""
+        shared = [f"x:{self.shared_visitor()}", f"p:shared{self.random.randrange(SHARED_PEOPLE)}"]
+        await self.stream_to(self.random.choice(shared))
 
     # --- people ------------------------------------------------------------------------------------------------------
 
-    async def write(self, name: str, fields: dict[str, int]) -> bool:
-        """UpdateProfile."""
-        request = UpdateProfileRequest(
-            identifiers=identifiers(name),
-            data_fields_json=json.dumps({"canary": canary_of(f"p:{name}"), **fields}),
-            request_id=self.request_id(),
-        )
-        return await self.journal.call(
-            "update",
-            self.number,
-            "UpdateProfile",
-            request,
-            lambda answer: {"profile_id": answer.profile.profile_id},
-            who=name,
-            fields=fields,
-        )
-
-    def _field(self) -> dict[str, int]:
-        self.counter += 1
-        return {f"k{self.random.randrange(4)}": self.counter}
-
     async def update(self) -> None:
-        await self.write(self.someone().name, self._field())
+        await self.write(self.someone().name, self.new_field())
 
     async def update_shared(self) -> None:
         """A field that is this client's alone, of a person that all of them write to."""
@@ -274,35 +161,11 @@ class ChaosClient:
         owned.is_entangled = True
         await self.identify_as(owned.name, self.shared_visitor())
 
-    async def identify_as(self, name: str, visitor: str) -> bool:
-        """Identify."""
-        fields = self._field()
-        request = IdentifyRequest(
-            identifiers=identifiers(name),
-            data_fields_json=json.dumps(fields),
-            anonymous_id=visitor,
-            request_id=self.request_id(),
-        )
-        return await self.journal.call(
-            "identify",
-            self.number,
-            "Identify",
-            request,
-            lambda answer: {
-                "profile_id": answer.profile.profile_id,
-                "outcome": answer.link.outcome,
-                "grace_end": micros(answer.link.grace_end_time),
-            },
-            who=name,
-            x=visitor,
-            fields=fields,
-        )
-
     async def merge(self) -> None:
         source, target = self.random.sample(self.people, 2)
         request = MergeProfilesRequest(
-            source=identifiers(source.name),
-            target=identifiers(target.name),
+            source=names(source.name),
+            target=names(target.name),
             allow_known_source=True,
             request_id=self.request_id(),
         )
@@ -346,7 +209,7 @@ class ChaosClient:
         if not free:
             return
         owned = self.random.choice(free)
-        request = ForgetProfileRequest(identifiers=identifiers(owned.name), request_id=self.request_id())
+        request = ForgetProfileRequest(identifiers=names(owned.name), request_id=self.request_id())
         forgetting: Awaitable[bool] = self.journal.call(
             "forget", self.number, "ForgetProfile", request, lambda answer: {}, who=owned.name
         )
@@ -370,8 +233,8 @@ class ChaosClient:
         if self.number % 2:
             pair.reverse()
         request = MergeProfilesRequest(
-            source=identifiers(pair[0]),
-            target=identifiers(pair[1]),
+            source=names(pair[0]),
+            target=names(pair[1]),
             allow_known_source=True,
             request_id=self.request_id(),
         )
@@ -393,19 +256,6 @@ class ChaosClient:
         token = self.shared_token() if self.random.random() < 0.7 else f"t-{canary_of(f'p:{name}')}"
         await self.register_for(name, token)
 
-    async def register_for(self, name: str, token: str) -> bool:
-        """RegisterDevice."""
-        device = NewDevice(
-            token=token,
-            platform=PLATFORM_APNS,
-            application_name="app",
-            data_fields_json=json.dumps({"of": canary_of(f"p:{name}")}),
-        )
-        request = RegisterDeviceRequest(identifiers=identifiers(name), device=device, request_id=self.request_id())
-        return await self.journal.call(
-            "register", self.number, "RegisterDevice", request, lambda answer: {}, who=name, token=token
-        )
-
     async def disable(self) -> None:
         """Switches a token off for one person."""
         owned = self.someone()
@@ -416,15 +266,6 @@ class ChaosClient:
     async def disable_everywhere(self) -> None:
         """Switches a shared token off for everybody."""
         await self.disable_for(None, self.shared_token())
-
-    async def disable_for(self, name: str | None, token: str) -> bool:
-        """DisableDevice."""
-        request = DisableDeviceRequest(token=token, request_id=self.request_id())
-        if name is not None:
-            request.identifiers.CopyFrom(identifiers(name))
-        return await self.journal.call(
-            "disable", self.number, "DisableDevice", request, lambda answer: {}, who=name, token=token
-        )
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -442,12 +283,3 @@ class ChaosClient:
 
     async def read_profile(self) -> None:
         await self.reader.profile(self.someone().name)
-
-
-def _result(result: Any, reason: str = "") -> tuple[int, str, bool, str]:
-    return micros(result.receive_time), result.profile_id, result.duplicate, reason
-
-
-def _results(answer: Any) -> Entry:
-    """What became of the events of a batch: each has a result or a reason."""
-    return {"results": [_result(each.result, each.error.reason) for each in answer.results]}

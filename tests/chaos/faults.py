@@ -17,6 +17,8 @@ from chaos.calls import Journal
 from chaos.stage import SERVERS, WORKERS, Stage
 
 _RECOVERY_SECONDS = 60.0
+# Without these no call is answered.
+_NEEDED = {*SERVERS, "postgres"}
 
 
 class Faults:
@@ -28,8 +30,9 @@ class Faults:
         self.redis_url = redis_url
         self.counts: Counter[str] = Counter()
         self.slowest_recovery = 0.0
-        # What is broken, and how each is mended.
-        self._broken: dict[str, Callable[[], Awaitable[Any]]] = {}
+        # What is broken, or not ready again yet.
+        self._broken: set[str] = set()
+        self._ending = asyncio.Event()
         self._healing: set[asyncio.Task[None]] = set()
         self._watching: set[asyncio.Task[None]] = set()
 
@@ -49,20 +52,15 @@ class Faults:
         }
         while self.journal.running:
             await asyncio.sleep(self.random.uniform(1.0, 5.0))
-            if self.journal.running:
+            before = self.counts.total()
+            # What would be broken may be broken already; then it is something else's turn.
+            while self.journal.running and self.counts.total() == before:
                 await self.random.choices(list(weights), list(weights.values()))[0]()
 
     async def heal(self) -> None:
-        """Mends everything, in random order; returns when all processes are ready."""
-        for task in list(self._healing):
-            task.cancel()
-        await asyncio.gather(*self._healing, return_exceptions=True)
-        left = list(self._broken)
-        self.random.shuffle(left)
-        # Without PostgreSQL nothing becomes ready, and the helper does one thing after the other.
-        left.sort(key=lambda what: what != "postgres")
-        for what in left:
-            await self._broken.pop(what)()
+        """Mends everything that is still broken, in random order; returns when all processes are ready."""
+        self._ending.set()
+        await asyncio.gather(*self._healing)
         await self.stage.ask("swallow", 0)
         await self.stage.ask("ready", *SERVERS, *WORKERS)
         await asyncio.gather(*self._watching)
@@ -75,32 +73,42 @@ class Faults:
         self.journal.log.write(do="fault", kind=kind, who=who)
 
     def mend_later(self, what: str, mend: Callable[[], Awaitable[Any]], least: float, most: float) -> None:
-        """Has something mended after a random time."""
-        self._broken[what] = mend
-        seconds = self.random.uniform(least, most)
+        """Has something mended after a random time. Until then, and until it is ready, nothing more is done to it."""
+        self._broken.add(what)
+        seconds, at_the_end = self.random.uniform(least, most), self.random.uniform(0.0, 1.0)
 
         async def heal() -> None:
-            await asyncio.sleep(seconds)
-            del self._broken[what]
-            # Once begun it is not given up half-way.
-            await asyncio.shield(asyncio.ensure_future(mend()))
+            try:
+                await asyncio.wait_for(self._ending.wait(), seconds)
+                await asyncio.sleep(at_the_end)
+            except TimeoutError:
+                # Its time has come before the end of all.
+                pass
+            await mend()
+            self._broken.discard(what)
             self.journal.log.write(do="healed", what=what)
-            task = asyncio.create_task(self._watch_recovery())
-            self._watching.add(task)
-            task.add_done_callback(self._watching.discard)
+            if what in _NEEDED and not self._broken & _NEEDED:
+                task = asyncio.create_task(self._watch_recovery())
+                self._watching.add(task)
+                task.add_done_callback(self._watching.discard)
 
         task = asyncio.create_task(heal())
         self._healing.add(task)
         task.add_done_callback(self._healing.discard)
 
     async def _watch_recovery(self) -> None:
-        """How long it takes until a write that began after this moment is acknowledged."""
+        """How long it takes, once nothing that calls need is broken, until a write that began then is acknowledged."""
         begun = time.monotonic()
         while self.journal.newest_ack <= begun and time.monotonic() < begun + _RECOVERY_SECONDS:
-            if not self.journal.running:
+            if self._broken & _NEEDED or not self.journal.running:
+                # Something else broke, or the clients have ended.
                 return
             await asyncio.sleep(0.02)
         self.slowest_recovery = max(self.slowest_recovery, time.monotonic() - begun)
+
+    async def _start(self, name: str, *module: str) -> None:
+        await self.stage.ask("start", name, *module)
+        await self.stage.ask("ready", name)
 
     def _whole(self, names: tuple[str, ...]) -> str | None:
         """One of these processes that nothing is done to."""
@@ -120,7 +128,7 @@ class Faults:
         if name is not None:
             self.note(kind, name)
             await self.stage.ask("kill", name)
-            self.mend_later(name, lambda: self.stage.ask("start", name), 0.2, most)
+            self.mend_later(name, lambda: self._start(name), 0.2, most)
 
     async def freeze_server(self) -> None:
         await self._freeze(SERVERS, "freeze_server", 6.0)
@@ -142,14 +150,18 @@ class Faults:
         if name is None:
             return
         self.note("skew_clock", name)
+        # Nothing else is done to it before it is ready.
+        self._broken.add(name)
         await self.stage.ask("kill", name)
-        await self.stage.ask("start", name, "chaos.skewed")
 
         async def mend() -> None:
             await self.stage.ask("kill", name)
-            await self.stage.ask("start", name)
+            await self._start(name)
 
-        self.mend_later(name, mend, 5.0, 20.0)
+        skewed = asyncio.create_task(self._start(name, "chaos.skewed"))
+        self._healing.add(skewed)
+        skewed.add_done_callback(self._healing.discard)
+        self.mend_later(name, mend, 10.0, 25.0)
 
     async def flush_valkey(self) -> None:
         redis = Redis.from_url(self.redis_url)

@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import asyncpg
 
-from chaos.audit import Audit, Findings, Place, bystanders, rest
+from chaos.audit import REPLAYS, Audit
 from chaos.calls import Callers, Journal
-from chaos.clients import ChaosClient, identifiers, new_event
+from chaos.clients import ChaosClient
 from chaos.faults import Faults
 from chaos.log import Entry, Log, read_log
 from chaos.model import Model
-from chaos.reads import Reader
+from chaos.operations import new_event
+from chaos.places import Findings, Place, bystanders, rest
+from chaos.reads import Reader, names
 from chaos.stage import SERVERS, WORKERS, Stage
 from onefold.db.migrate import migrate
 from onefold.projects.bootstrap import ensure_project
@@ -135,7 +137,7 @@ async def set_up(running: Opened, log: Log, seed: int) -> Entry:
     for project, people in ((PROJECT, [f"still{n}" for n in range(10)]), (OTHER, [f"shared{n}" for n in range(3)])):
         async with calling(running, project) as callers:
             for name in people:
-                client, who = callers.next(), identifiers(name)
+                client, who = callers.next(), names(name)
                 answer = await client.identity.UpdateProfile(
                     UpdateProfileRequest(identifiers=who, data_fields_json="{}")
                 )
@@ -183,12 +185,14 @@ def load(path: Path) -> tuple[Model, Entry]:
     return model, header
 
 
-async def audit(running: Opened, path: Path, replay_seed: int) -> tuple[Audit, Findings, Model]:
+async def audit(
+    running: Opened, path: Path, replay_seed: int, *, replays: int = REPLAYS
+) -> tuple[Audit, Findings, Model]:
     """Audits what a log says against what runs."""
     model, header = load(path)
     async with calling(running) as callers:
         one = Audit(running.place, model, header, callers)
-        return one, await one.run(replay_seed), model
+        return one, await one.run(replay_seed, replays=replays), model
 
 
 async def chaos(minutes: float, seed: int, keep: Path | None = None) -> dict[str, Any]:
@@ -247,7 +251,7 @@ async def _load_and_break(running: Opened, log: Log, header: Entry, minutes: flo
 
 async def audit_again(path: Path) -> dict[str, Any]:
     """Starts everything on the data that was kept with a log, and audits."""
-    async with asyncio.timeout(_MARGIN_SECONDS), opened(_data(path)) as running:
+    async with asyncio.timeout(_MARGIN_SECONDS), opened(data_of(path)) as running:
         await rest(running.place.database_url)
         one, findings, model = await audit(running, path, 0)
         return {
@@ -270,7 +274,7 @@ class _folder:  # noqa: N801 - reads as a function
 
     def __init__(self, keep: Path | None) -> None:
         self._keep = keep
-        self._folder = _data(keep) if keep else Path(tempfile.mkdtemp(prefix="onefold-chaos-"))
+        self._folder = data_of(keep) if keep else Path(tempfile.mkdtemp(prefix="onefold-chaos-"))
 
     def __enter__(self) -> tuple[Path, Path]:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -283,6 +287,6 @@ class _folder:  # noqa: N801 - reads as a function
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _data(log: Path) -> Path:
+def data_of(log: Path) -> Path:
     """Where the data belongs that a kept log tells about."""
     return log.with_name(f"{log.name}.data").resolve()

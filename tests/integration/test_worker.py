@@ -18,12 +18,14 @@ import grpc
 import pytest
 import pytest_asyncio
 from arq.connections import ArqRedis, create_pool
+from arq.constants import job_key_prefix
+from arq.utils import timestamp_ms
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from onefold.config import Settings
 from onefold.db.migrate import migrate
 from onefold.errors import Kind, OnefoldError
-from onefold.intents.doorbell import QUEUE_NAME, Doorbell, redis_settings, ring_once, serialize_job
+from onefold.intents.doorbell import QUEUE_NAME, Doorbell, job_id, redis_settings, ring_once, serialize_job
 from onefold.intents.rules import IntentKind
 from onefold.intents.store import Intent
 from onefold.projects.bootstrap import ensure_project
@@ -427,6 +429,25 @@ async def test_a_bell_rung_twice_waits_once(stack: Stack) -> None:
         assert await stack.bells() == 1
         await ring_once(redis, Intent("shop", UUID(int=1), IntentKind.DISABLE, 1))
         assert await stack.bells() == 2
+    finally:
+        await redis.aclose()
+        await stack.flush()
+
+
+@pytest.mark.parametrize("ahead_seconds", [3_600, 0, -3_600])
+async def test_a_bell_is_due_by_everybodys_clock(
+    ahead_seconds: int, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F23: a bell rung by a server whose clock is an hour off is due at once for a worker an hour behind."""
+    await stack.flush()
+    redis = await stack.redis()
+    now = timestamp_ms()
+    try:
+        monkeypatch.setattr("arq.connections.timestamp_ms", lambda: now + ahead_seconds * 1_000)
+        await ring_once(redis, bell(1))
+        assert await redis.zcount(QUEUE_NAME, 1, now - 3_600_000) == 1
+        # And it waits for as long as one that is rung by a right clock.
+        assert await redis.ttl(f"{job_key_prefix}{job_id(bell(1))}") > 3_600
     finally:
         await redis.aclose()
         await stack.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -28,6 +29,12 @@ _WAITING_BELLS: Final = 1_000
 _RING_SECONDS: Final = 0.05
 _FAILURES_TO_OPEN: Final = 3
 _OPEN_SECONDS: Final = 5.0
+# arq notes when a job is due by the clock of whoever enqueues it, and compares that with the clock of whoever looks. A
+# bell from a server an hour ahead would be heard an hour late, and could not be rung again before. So every bell has
+# been due for long.
+_DUE_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
+# arq's own default, which it would otherwise reckon from when the job is due.
+_JOB_LIFETIME: Final = timedelta(days=1)
 
 
 def redis_settings(url: str) -> RedisSettings:
@@ -119,6 +126,17 @@ class Doorbell:
 
 async def ring_once(redis: ArqRedis, intent: Intent) -> None:
     """Enqueues the job of an intent unless the same bell is waiting already. Raises redis' errors."""
+    await enqueue(redis, intent.project_id, str(intent.intent_id), job_id(intent))
+
+
+async def enqueue(redis: ArqRedis, project_id: str, intent_id: str, job: str) -> None:
+    """Enqueues a job under an id unless one of that id is waiting. It is due at once, by whosever clock."""
     await redis.enqueue_job(
-        JOB_NAME, intent.project_id, str(intent.intent_id), _job_id=job_id(intent), _queue_name=QUEUE_NAME
+        JOB_NAME,
+        project_id,
+        intent_id,
+        _job_id=job,
+        _queue_name=QUEUE_NAME,
+        _defer_until=_DUE_TIME,
+        _expires=_JOB_LIFETIME,
     )
