@@ -201,6 +201,8 @@ async def _watch_health(
                 )
         except (OnefoldError, TimeoutError):
             writable = False
+        # That the disk is full shows in writes only; with none coming, it is tried again after a while.
+        writable = writable and not database.is_full
         if writable is not known:
             for name in names:
                 await servicer.set(name, _health_status(writable))
