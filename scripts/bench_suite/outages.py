@@ -62,7 +62,7 @@ def resuming() -> list[Figure]:
         for round_number, (victim, heir) in enumerate(pairwise(workers)):
             seconds += asyncio.run(_resume_seconds(running, round_number, victim, heir))
     note = (
-        f"the longest of {len(seconds)} relocations of {_EVENTS:,} events, {_MERGES} at a time "
+        f"the longest of {len(seconds)} relocations of {_EVENTS:,} events that were under way "
         f"(median {median(seconds):.1f}, shortest {min(seconds):.1f}), floor: the lease"
     )
     return [Figure("resume", max(seconds), "s", LEASE.total_seconds(), note)]
@@ -77,26 +77,24 @@ async def _resume_seconds(running: Processes, round_number: int, victim: int, he
             sql = "SELECT merge_id, moved_event_count FROM merges WHERE merge_id = ANY($1)"
             return {row[0]: row[1] for row in await connection.fetch(sql, merge_ids)}
 
-        async def all_began() -> bool:
-            return all((await moved()).values())
+        async def enough_are_under_way() -> bool:
+            return sum(0 < count < _EVENTS for count in (await moved()).values()) >= _MERGES // 2
 
         os.kill(victim, signal.SIGCONT)
-        await eventually(all_began, "the relocations did not begin", seconds=_BEGIN_SECONDS)
+        await eventually(enough_are_under_way, "the relocations did not begin", seconds=_BEGIN_SECONDS)
         os.kill(victim, signal.SIGKILL)
         killed = time.perf_counter()
         os.kill(heir, signal.SIGCONT)
-        # What the victim had sent before its end counts as its own.
+        # What the victim sent before its end counts as its own. What it had yet to begin, or had ended, is left out.
         await asyncio.sleep(1.0)
-        at_kill = await moved()
-        if max(at_kill.values()) == _EVENTS:
-            raise NotMeasuredError("a relocation was over before the worker was killed")
+        at_kill = {merge_id: count for merge_id, count in (await moved()).items() if 0 < count < _EVENTS}
         resumed: dict[Any, float] = {}
 
         async def all_resumed() -> bool:
             for merge_id, count in (await moved()).items():
-                if count > at_kill[merge_id]:
+                if count > at_kill.get(merge_id, _EVENTS):
                     resumed.setdefault(merge_id, time.perf_counter() - killed)
-            return len(resumed) == _MERGES
+            return len(resumed) == len(at_kill)
 
         await eventually(all_resumed, "the relocations were not resumed", seconds=_RESUME_SECONDS, every=0.05)
 

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from onefold.identity.links import subject_id
 from onefold.projects.bootstrap import ensure_project
-from onefold.v1.event_pb2 import NewEvent
+from onefold.v1.event_pb2 import EVENT_KIND_CART_UPDATE, NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest
 from onefold.v1.identity_service_pb2 import GetProfileRequest, UpdateProfileRequest
 from support.client import Client, email, failure, read_failure
@@ -228,6 +228,43 @@ async def test_postgresql_becomes_read_only(servers: Servers) -> None:
         await admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
         await admin.execute("SELECT pg_reload_conf()")
         await admin.close()
+
+
+async def test_the_disk_is_full(servers: Servers) -> None:
+    """F15: when PostgreSQL has no room for what is written, that is UNAVAILABLE and leaves nothing, reads go on, and
+    health is NOT_SERVING; when there is room again all goes on. (It says that it has no room by a trigger here.)"""
+    project_id = "full"
+    key = await servers.key(project_id)
+    with running("serve", "--port", "0", **servers.settings) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel, world_of(servers.postgres.url) as world:
+            client = Client(channel, project_id, key)
+            health: Any = health_pb2_grpc.HealthStub(channel)
+
+            async def reports(status: int) -> bool:
+                answer = await health.Check(health_pb2.HealthCheckRequest())
+                return bool(answer.status == status)
+
+            await client.identity.UpdateProfile(UpdateProfileRequest(identifiers=A))
+            await world.fetch(
+                "CREATE FUNCTION test_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+            )
+            await world.fetch(
+                "CREATE TRIGGER test_full BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION test_full()"
+            )
+            before = await rows_of(world, project_id)
+            new = NewEvent(identifiers=email("new@example.com"), name="cart", kind=EVENT_KIND_CART_UPDATE)
+            for event in (NewEvent(identifiers=A, name="Lost"), new):
+                refused = await failure(client.events.Track(TrackRequest(event=event)))
+                assert (refused.code, refused.reason) == (UNAVAILABLE, "DATABASE_UNAVAILABLE")
+                assert "space" not in refused.message
+            await eventually(lambda: reports(health_pb2.HealthCheckResponse.NOT_SERVING))
+            assert await client.names(identifiers=A) == []
+            assert await rows_of(world, project_id) == before
+            await world.fetch("DROP FUNCTION test_full CASCADE")
+            await client.track(identifiers=A, name="Stored")
+            await eventually(lambda: reports(health_pb2.HealthCheckResponse.SERVING))
+            assert await client.names(identifiers=A) == ["Stored"]
 
 
 async def test_ten_times_the_load(servers: Servers) -> None:

@@ -56,10 +56,10 @@ async def _content(redis: Redis, key: bytes) -> bytes:
 
 async def rows_of(world: World, project_id: str) -> dict[str, list[str]]:
     """Every row of a project, as text, by table: two of these are equal exactly if nothing was stored in between."""
-    rows = {}
-    for table in await world.fetch(_TABLES):
-        if table["of_project"]:
-            name = table["relname"]
-            found = await world.fetch(f"SELECT t::text FROM {name} AS t WHERE project_id = $1 ORDER BY 1", project_id)
-            rows[name] = [row[0] for row in found]
+    names = [table["relname"] for table in await world.fetch(_TABLES) if table["of_project"]]
+    # One statement: the tables are many, and most of them hold next to nothing of one project.
+    parts = [f"SELECT '{name}' AS name, t::text AS row FROM {name} AS t WHERE project_id = $1" for name in names]
+    rows: dict[str, list[str]] = {name: [] for name in names}
+    for each in await world.fetch(f"{' UNION ALL '.join(parts)} ORDER BY 1, 2", project_id):
+        rows[each["name"]].append(each["row"])
     return rows

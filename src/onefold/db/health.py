@@ -28,9 +28,11 @@ async def problem(database: Database) -> str | None:
     """
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
-            return await database.read(_look)
+            found = await database.read(_look)
     except (OnefoldError, asyncpg.PostgresError, TimeoutError):
         return "PostgreSQL does not answer"
+    # That the disk is full shows in writes only; with none coming, it is tried again after a while.
+    return found or ("PostgreSQL has no room on its disk" if database.is_full else None)
 
 
 async def _look(connection: Connection) -> str | None:

@@ -24,6 +24,8 @@ Work: TypeAlias = Callable[[Connection], Awaitable[T]]
 # is what lets a merge be closed at all.
 TRANSACTION_TIMEOUT_SECONDS: Final = 15
 _COMMIT_SECONDS: Final = 5.0
+# For how long a write that found no room on the disk stands for those to come.
+_FULL_SECONDS: Final = 10.0
 _ATTEMPTS: Final = 5
 # What is to be done once the transaction being run has committed.
 _after: ContextVar[list[Callable[[], None]]] = ContextVar("onefold_after_commit")
@@ -71,6 +73,7 @@ class Database:
         self.waiting = 0
         self.lost_races = 0
         self.on_acquire: Callable[[float], None] | None = None
+        self._full_until = 0.0
 
     @classmethod
     async def connect(
@@ -130,6 +133,11 @@ class Database:
                 raise _translated(error) from None
         except asyncpg.PostgresError as error:
             raise _translated(error) from None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a write found no room on PostgreSQL's disk within the last 10 s."""
+        return time.monotonic() < self._full_until
 
     async def maintain(self, work: Work[T]) -> T:
         """Runs `work` on a connection outside of any transaction, for work that makes its own (partitions)."""
@@ -206,6 +214,8 @@ class Database:
         except (LostRaceError, OnefoldError):
             raise
         except Exception as error:
+            if isinstance(error, asyncpg.DiskFullError):
+                self._full_until = time.monotonic() + _FULL_SECONDS
             raise _translated(error) from None
         finally:
             if connection is not None:
