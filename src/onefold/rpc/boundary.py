@@ -165,7 +165,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
             call = watch.begin(context)
             try:
-                watch.received.inc()
+                watch.counts.received += 1
                 if self._stopping.is_set():
                     raise _stopping()
                 with self._calls.one():
@@ -173,7 +173,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                         set_caller(caller := await self._admit(context, scope))
                         call.project_id = caller.project.project_id
                         answer = _fitting(await handler(_check(request), context))
-                watch.sent.inc()
+                watch.counts.sent += 1
                 call.succeeded()
                 return answer
             except asyncio.CancelledError:
@@ -203,7 +203,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                                 work = self._write_all(handler(messages, context), context, watch)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
-                            watch.received.inc()
+                            watch.counts.received += 1
                             work = self._write_all(handler(_check(request), context), context, watch)
                             await self._while_admitted(work, context, scope, ends_itself=False)
                 call.succeeded()
@@ -265,7 +265,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 request = reading.result()
                 if request is _END:
                     return
-                watch.received.inc()
+                watch.counts.received += 1
                 yield _check(request)
         finally:
             stopping.cancel()
@@ -282,7 +282,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 try:
                     async with asyncio.timeout(seconds):
                         await context.write(_fitting(answer))
-                        watch.sent.inc()
+                        watch.counts.sent += 1
                 except TimeoutError:
                     raise OnefoldError(
                         Kind.DEADLINE_EXCEEDED,
