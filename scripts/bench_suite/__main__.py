@@ -23,6 +23,7 @@ from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import flatness
+from .observing import observability_cost
 from .outages import recovering, resuming
 from .profiles import batch_update, get_profile_ratio, lookup_flatness
 from .relocation import relocation
@@ -52,6 +53,7 @@ MEASUREMENTS: Final = (
         {"evaluations": Target("value", "at least", 200), "evaluation_flatness": Target("ratio", "at most", 1.5)},
         alone=evaluating,
     ),
+    Measurement({"observability_cost": Target("ratio", "at most", 1.1)}, alone=observability_cost),
     Measurement({"track_ratio": Target("ratio", "at least", 0.7)}, alone=track_ratio),
     Measurement({"track_struct_ratio": Target("ratio", "at least", 0.6)}, alone=track_struct_ratio),
     Measurement(

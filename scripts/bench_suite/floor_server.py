@@ -26,10 +26,10 @@ _ANSWER = TrackResponse(
 )
 
 
-async def _track(self: EventsService, request: TrackRequest, context: Any) -> TrackResponse:
+async def track(self: EventsService, request: TrackRequest, context: Any) -> TrackResponse:
     return _ANSWER
 
 
 if __name__ == "__main__":
-    EventsService.Track = _track  # type: ignore[method-assign]
+    EventsService.Track = track  # type: ignore[method-assign]
     main()

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from select import select
 from types import TracebackType
 from typing import Any, Final
@@ -34,7 +35,6 @@ ok_share = 1.0
 _level = logging.INFO
 _writer: Writer | None = None
 _NAMES: Final = {level: logging.getLevelName(level).lower() for level in (10, 20, 30, 40, 50)}
-_stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 _render: Callable[[dict[str, Any]], bytes]
 
 
@@ -113,7 +113,7 @@ def configure(level: str = "INFO", share: float = 1.0) -> None:
     _render = _for_people if sys.stderr.isatty() else _for_programs
     atexit.register(_writer.close)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, _stamp, _rendered],
+        processors=[_rendered],
         wrapper_class=structlog.make_filtering_bound_logger(_level),
         logger_factory=lambda *_: _Lines(),
         cache_logger_on_first_use=True,
@@ -129,14 +129,14 @@ def is_on(level: int) -> bool:
     return _writer is not None and level >= _level
 
 
-def emit(level: int, event: str, fields: dict[str, object]) -> None:
+def emit(level: int, event: str, fields: Mapping[str, object]) -> None:
     """Writes a line, if its level is on, without the way through structlog: for what comes with every call."""
     if _writer is not None and level >= _level:
         _writer.write(_line(level, event, fields))
 
 
-def _line(level: int, event: str, fields: dict[str, object]) -> bytes:
-    return _render(_stamp(None, "", {"level": _NAMES[level], "event": event, **fields}))  # type: ignore[arg-type]
+def _line(level: int, event: str, fields: Mapping[str, object]) -> bytes:
+    return _render({"time": datetime.now(UTC), "level": _NAMES[level], "event": event, **fields})
 
 
 def _dropped_line(count: int) -> bytes:
@@ -177,17 +177,17 @@ def _last_words(kind: type[BaseException], fault: BaseException, where: Tracebac
     emit(logging.CRITICAL, "process broke", {"fault": kind.__name__, "where": traceback.format_tb(where)})
 
 
-def _rendered(_logger: object, _name: str, fields: Any) -> bytes:
-    return _render(fields)
+def _rendered(_logger: object, method: str, fields: MutableMapping[str, Any]) -> bytes:
+    return _line(logging.getLevelNamesMapping().get(method.upper(), logging.ERROR), str(fields.pop("event")), fields)
 
 
-def _for_programs(fields: dict[str, Any]) -> bytes:
-    line = {"time": fields.pop("time"), "level": fields.pop("level"), "event": fields.pop("event"), **fields}
-    return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+def _for_programs(line: dict[str, Any]) -> bytes:
+    return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
 
-def _for_people(fields: dict[str, Any]) -> bytes:
-    return (str(_console(None, "", fields)) + "\n").encode(errors="replace")
+def _for_people(line: dict[str, Any]) -> bytes:
+    line["time"] = line["time"].isoformat(timespec="milliseconds")
+    return (str(_console(None, "", line)) + "\n").encode(errors="replace")
 
 
 _console: Final = structlog.dev.ConsoleRenderer(timestamp_key="time")

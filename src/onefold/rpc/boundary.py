@@ -175,7 +175,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
             call = watch.begin(context)
             try:
-                watch.received.inc()
+                watch.counts.received += 1
                 if self._stopping.is_set():
                     raise _stopping()
                 with self._calls.one():
@@ -184,7 +184,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                         call.project_id = who.project.project_id
                         self._rates.admit(who, scope, watch.method, _check(request))
                         answer = _fitting(await handler(request, context))
-                watch.sent.inc()
+                watch.counts.sent += 1
                 call.succeeded()
                 return answer
             except asyncio.CancelledError:
@@ -215,7 +215,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                                 work = self._write_all(handler(messages, context), context, watch)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
-                            watch.received.inc()
+                            watch.counts.received += 1
                             work = self._write_all(handler(_check(request), context), context, watch)
                             await self._while_admitted(work, context, scope, ends_itself=False)
                 call.succeeded()
@@ -277,7 +277,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 request = reading.result()
                 if request is _END:
                     return
-                watch.received.inc()
+                watch.counts.received += 1
                 _check(request)
                 # A stream is not refused for its project's limit: it is read as fast as that allows.
                 while seconds := self._rates.seconds_until(caller(), watch.method, request):
@@ -300,7 +300,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 try:
                     async with asyncio.timeout(seconds):
                         await context.write(_fitting(answer))
-                        watch.sent.inc()
+                        watch.counts.sent += 1
                 except TimeoutError:
                     raise OnefoldError(
                         Kind.DEADLINE_EXCEEDED,

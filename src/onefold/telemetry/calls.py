@@ -1,7 +1,7 @@
 """What is told of every call: counted, logged in one line, and traced. Cheap, because it is done for each.
 
-The counters of a method are looked up once, and one of a code at its first use; a line is one dict that another thread
-writes (logs.py). Nothing of a request or an answer is looked at.
+The counts of a method are looked up once; a line is made at once and written by another thread (logs.py).
+Nothing of a request or an answer is looked at.
 """
 
 from __future__ import annotations
@@ -55,17 +55,12 @@ class MethodWatch:
             (True, False): "client_stream",
             (True, True): "bidi_stream",
         }[takes_stream, gives_stream]
-        self._labels = (kind, service, name)
-        self._started = metrics.STARTED.labels(*self._labels)
-        self._handling = metrics.HANDLING.labels(*self._labels)
-        self.received = metrics.RECEIVED.labels(*self._labels)
-        self.sent = metrics.SENT.labels(*self._labels)
-        # There from the start, so that a ratio of failures does not begin without its denominator.
-        self._handled = {_OK: metrics.HANDLED.labels(*self._labels, _OK)}
+        self.counts = metrics.method_counts(kind, service, name)
+        self._handling = metrics.HANDLING.labels(kind, service, name)
 
     def begin(self, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
         """A call begins; its span becomes the current one."""
-        self._started.inc()
+        self.counts.started += 1
         trace_parent = None
         for name, value in context.invocation_metadata() or ():
             if name == "traceparent" and isinstance(value, str):
@@ -74,10 +69,8 @@ class MethodWatch:
 
     def ended(self, code: str, seconds: float) -> None:
         """Counts a call that has ended."""
-        handled = self._handled.get(code)
-        if handled is None:
-            handled = self._handled[code] = metrics.HANDLED.labels(*self._labels, code)
-        handled.inc()
+        handled = self.counts.handled
+        handled[code] = handled.get(code, 0) + 1
         self._handling.observe(seconds)
 
 
