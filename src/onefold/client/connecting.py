@@ -140,7 +140,8 @@ def connect_sync(
         if tls is None
         else grpc.secure_channel(target, tls.credentials(), _options())
     )
-    return SyncClient(grpc.intercept_channel(channel, _SyncCalls(api_key, call_seconds)))
+    interceptors = [kind(api_key, call_seconds) for kind in (_SyncCalls, _SyncAnswers, _SyncStreams)]
+    return SyncClient(grpc.intercept_channel(channel, *interceptors))
 
 
 def _options() -> list[tuple[str, Any]]:
@@ -177,7 +178,7 @@ def made_repeatable(request: M) -> M:
 
 class _Calls:
     def __init__(self, api_key: str, call_seconds: float) -> None:
-        self._authorization = ("authorization", f"Bearer {api_key}")
+        self.authorization = ("authorization", f"Bearer {api_key}")
         self._call_seconds = call_seconds
 
     def _timeout(self, timeout: float | None) -> float:
@@ -187,7 +188,7 @@ class _Calls:
         return grpc.aio.ClientCallDetails(
             method=details.method,
             timeout=timeout,
-            metadata=grpc.aio.Metadata(*(details.metadata or ()), self._authorization),
+            metadata=grpc.aio.Metadata(*(details.metadata or ()), self.authorization),
             credentials=details.credentials,
             wait_for_ready=details.wait_for_ready,
         )
@@ -239,7 +240,7 @@ def _failure(error: grpc.aio.AioRpcError) -> CallError:
 
 
 class _SyncDetails(grpc.ClientCallDetails):
-    def __init__(self, details: Any, timeout: float, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    def __init__(self, details: Any, timeout: float | None, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         self.method = details.method
         self.timeout = timeout
         self.metadata = metadata
@@ -255,9 +256,49 @@ class _SyncCalls(_Calls, grpc.UnaryUnaryClientInterceptor):
         details = _SyncDetails(
             client_call_details,
             self._timeout(client_call_details.timeout),
-            (*(client_call_details.metadata or ()), self._authorization),
+            (*(client_call_details.metadata or ()), self.authorization),
         )
         call = continuation(details, made_repeatable(request))
         if call.exception() is not None:
             raise read_error(call.code(), call.details() or "", call.trailing_metadata() or ()) from None
         return call
+
+
+class _SyncAnswers(_Calls, grpc.UnaryStreamClientInterceptor):
+    def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        return _Answers(continuation(_streaming(self, client_call_details), request))
+
+
+class _SyncStreams(_Calls, grpc.StreamStreamClientInterceptor):
+    def intercept_stream_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return _Answers(continuation(_streaming(self, client_call_details), request_iterator))
+
+
+def _streaming(calls: _Calls, details: Any) -> _SyncDetails:
+    return _SyncDetails(details, details.timeout, (*(details.metadata or ()), calls.authorization))
+
+
+class _Answers:
+    """The answers of a stream, whose end is one of our errors."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            call: Any = error
+            failure = read_error(call.code(), call.details() or "", call.trailing_metadata() or ())
+        raise failure
+
+    def cancel(self) -> None:
+        """Ends the stream."""
+        self._call.cancel()

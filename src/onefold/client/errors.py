@@ -129,6 +129,11 @@ def read_error(status: grpc.StatusCode, message: str, trailers: Sequence[tuple[s
     )
 
 
+def lost_stream() -> CallError:
+    """The server ended a stream that should have gone on, without saying why."""
+    return UnknownOutcomeError(grpc.StatusCode.UNAVAILABLE, "The server ended the stream.")
+
+
 def _details(trailers: Sequence[tuple[str, str | bytes]]) -> Sequence[Any]:
     for key, value in trailers:
         if key == _DETAILS_KEY and isinstance(value, bytes):

@@ -11,7 +11,7 @@ Request = TypeVar("Request", bound=Message)
 
 
 async def pages(call: Callable[[Request], Awaitable[Message]], request: Request) -> AsyncIterator[Any]:
-    """Every item of a list method, such as `pages(onefold.events.ListEvents, ListEventsRequest(...))`.
+    """Every item of any list method, such as `pages(onefold.events.ListEvents, ListEventsRequest(...))`.
 
     A page is asked for when the one before it is used up. Begins at the request's page_token.
     """
@@ -47,5 +47,8 @@ def _items(answer: Message) -> Any:
 
 
 def _go_on(wanted: Any, answer: Any) -> bool:
+    if "next_page_token" not in answer.DESCRIPTOR.fields_by_name:
+        # A list that is short enough to come at once.
+        return False
     wanted.page_token = answer.next_page_token
     return bool(answer.next_page_token)
