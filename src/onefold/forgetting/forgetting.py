@@ -17,6 +17,7 @@ from onefold.db.errors import LostRaceError
 from onefold.db.queries import Connection, Queries
 from onefold.devices.store import lock_token
 from onefold.events.store import recipient_id
+from onefold.identity import claims
 from onefold.identity import store as identity
 from onefold.identity.links import session_id, subject_id
 from onefold.identity.naming import IdentifierKind, Named
@@ -204,7 +205,7 @@ def _hashes(project: Project, keys: list[tuple[IdentifierKind, str]]) -> dict[by
 
 
 async def _hold(connection: Connection, project: Project, keys: list[tuple[IdentifierKind, str]]) -> None:
-    await identity.release_redirects(connection, project, [(kind, value, None) for kind, value in keys])
+    await claims.release_redirects(connection, project, [(kind, value, None) for kind, value in keys])
     held = await queries.hold_identifiers.execute(
         connection,
         project_id=project.project_id,

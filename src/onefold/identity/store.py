@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final
 from uuid import UUID
 
 from asyncpg.pgproto import pgproto
 
 from onefold.callers import Project
 from onefold.db.errors import LostRaceError
-from onefold.db.queries import Connection, Query, Record
+from onefold.db.queries import Connection, Record
 from onefold.errors import OnefoldError
+from onefold.identity import claims
 from onefold.identity.links import LinkRow, settle_links, subject_id, to_link
 from onefold.identity.links import queries as queries
 from onefold.identity.naming import IdentifierKind, Named, is_session_id
@@ -31,8 +32,6 @@ from onefold.identity.rules import (
 
 _KINDS: Final = {kind.value: kind for kind in IdentifierKind}
 
-# An identifier that a profile is to have: kind, value, profile_id, and whether it can be one profile's only.
-NewIdentifier: TypeAlias = tuple[IdentifierKind, str, UUID, bool]
 _NOTHING: Final[Mapping[UUID, str]] = {}
 
 
@@ -240,9 +239,9 @@ async def write_people(
     if changed:
         await _lock_unchanged(connection, project, changed)
         await _release_old(connection, project, changed)
-        await claim_identifiers(connection, project, new)
+        await claims.claim_identifiers(connection, project, new)
     elif created:
-        await _claim(connection, project, new, queries.claim_for_new_people)
+        await claims.claim(connection, project, new, queries.claim_for_new_people)
     if created:
         inserted = await queries.insert_profiles.execute(
             connection,
@@ -312,18 +311,6 @@ async def lookup_profiles(
     return [to_profile_row(row) for row in rows]
 
 
-async def release_redirects(
-    connection: Connection, project: Project, keys: Sequence[tuple[IdentifierKind, str, UUID | None]]
-) -> int:
-    """Frees identifiers (kind, value, who wants it) that a merge left to somebody and whose time is over, or that it
-    left to the one who wants it; returns how many.
-    """
-    kinds, values, profile_ids = map(list, zip(*keys, strict=True))
-    return await queries.release_redirects.execute(
-        connection, kinds=kinds, values=values, profile_ids=profile_ids, project_id=project.project_id
-    )
-
-
 async def _note_known(connection: Connection, project: Project, changed: list[Person]) -> None:
     """An unknown profile that got a name of its own is a known one."""
     named = [
@@ -362,7 +349,7 @@ async def _release_old(connection: Connection, project: Project, people: list[Pe
         )
 
 
-def _new_identifiers(project: Project, people: list[Person]) -> list[NewIdentifier]:
+def _new_identifiers(project: Project, people: list[Person]) -> list[claims.NewIdentifier]:
     exclusive = {kind: is_exclusive(project.identifier_type, kind) for kind in IdentifierKind}
     return [
         (kind, after, person.profile_id, exclusive[kind])
@@ -370,31 +357,6 @@ def _new_identifiers(project: Project, people: list[Person]) -> list[NewIdentifi
         for kind, before, after in _identifier_changes(person)
         if after is not None and before != after
     ]
-
-
-async def claim_identifiers(connection: Connection, project: Project, new: Sequence[NewIdentifier]) -> None:
-    """Gives identifiers to profiles.
-
-    LostRaceError if somebody has one of them, or if one was forgotten, since they were looked up.
-    """
-    await _claim(connection, project, new, queries.claim_identifiers)
-    # ForgetProfile claims what it blocks, so whoever waited for it above sees it here, and nobody comes in between.
-    hashes = forgotten_hashes(project, [(kind, value) for kind, value, _, _ in new])
-    if await queries.any_forgotten.fetchval(connection, project_id=project.project_id, hashes=hashes):
-        raise LostRaceError
-
-
-async def _claim(connection: Connection, project: Project, new: Sequence[NewIdentifier], statement: Query) -> None:
-    kinds, values, profile_ids, exclusive = map(list, zip(*new, strict=True))
-    claims = {"kinds": kinds, "values": values, "profile_ids": profile_ids, "exclusive": exclusive}
-    claimed = await statement.execute(connection, project_id=project.project_id, **claims)
-    if claimed != len(new):
-        # One that a merge left to somebody, and whose time is over, is free.
-        if await release_redirects(connection, project, [key[:3] for key in new]):
-            claimed += await queries.claim_identifiers.execute(connection, project_id=project.project_id, **claims)
-        if claimed != len(new):
-            # Somebody committed one of them first; from the start again, the look-up finds theirs.
-            raise LostRaceError
 
 
 def _identifier_changes(person: Person) -> tuple[tuple[IdentifierKind, str | None, str | None], ...]:

@@ -16,7 +16,7 @@ from onefold.db.queries import Connection
 from onefold.devices.store import lock_token
 from onefold.errors import Reason, exhausted, failed_precondition
 from onefold.events.rules import CART_FIELD
-from onefold.identity import links
+from onefold.identity import claims, links
 from onefold.identity import store as identity
 from onefold.identity.naming import IdentifierKind, Named, is_placeholder
 from onefold.identity.people import profile_not_found
@@ -187,7 +187,7 @@ async def _convert(connection: Connection, project: Project, planned: Plan, key_
             profile_id=source.profile_id,
         )
     if new:
-        await identity.claim_identifiers(connection, project, [*new])
+        await claims.claim_identifiers(connection, project, [*new])
     if old:
         await store.queries.leave_redirects.execute(
             connection,

@@ -14,6 +14,7 @@ from onefold.callers import Project
 from onefold.db.queries import Connection
 from onefold.devices.store import lock_token
 from onefold.errors import OnefoldError, Reason, failed_precondition, not_found
+from onefold.identity import claims
 from onefold.identity import store as identity
 from onefold.identity.naming import IdentifierKind
 from onefold.identity.rules import is_exclusive
@@ -243,7 +244,7 @@ async def _claim_source(connection: Connection, project: Project, source_id: UUI
             "An identifier of the source belongs to another profile by now, or was forgotten.",
             kind=",".join(kind.name.lower() for kind in taken),
         )
-    await identity.claim_identifiers(
+    await claims.claim_identifiers(
         connection,
         project,
         [(kind, value, source_id, is_exclusive(project.identifier_type, kind)) for kind, value in names],
