@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import tempfile
@@ -96,17 +97,24 @@ async def opened_as(folder: Path, settings: dict[str, str], parts: tuple[str, ..
     try:
         said = await stage.ask("open")
         await migrate(said["database_url"])
-        keys = {
-            project: await ensure_project(
-                said["database_url"], project_id=project, identifier_type="HYBRID", api_key=None
-            )
-            for project in (PROJECT, OTHER)
-        }
+        keys = await _keys(folder / "keys.json", said["database_url"])
         running = Opened(stage, Place(**said), keys, parts)
         await running.start_all()
         yield running
     finally:
         await stage.close()
+
+
+async def _keys(kept: Path, database_url: str) -> dict[str, str]:
+    """The projects' keys, made once for a folder: a new one would be a change to a project that nobody may change."""
+    if not kept.exists():
+        keys = {
+            project: await ensure_project(database_url, project_id=project, identifier_type="HYBRID", api_key=None)
+            for project in (PROJECT, OTHER)
+        }
+        kept.write_text(json.dumps(keys))
+    loaded: dict[str, str] = json.loads(kept.read_text())
+    return loaded
 
 
 def opened(folder: Path) -> AbstractAsyncContextManager[Opened]:
