@@ -375,14 +375,14 @@ class Onefold(RuleBasedStateMachine):
         token = self.around.do(self.world.value(select, self.project_id, held.lease.intent.intent_id))
         is_lost = token != held.lease.token
         if not is_lost and crash is None:
-            held.position = self.around.do(self.run_chunk(held))
+            held.position = self.around.do(self.world.chunk(held.lease, held.position))
             if held.position is None:
                 self.held.remove(held)
             return
         before = self.around.do(rows_of(self.world, self.project_id))
         with crash_at(crash or COMMITTED) as crashed:
             try:
-                held.position = self.around.do(self.run_chunk(held))
+                held.position = self.around.do(self.world.chunk(held.lease, held.position))
             except LeaseLostError:
                 assert is_lost
             except KilledError:
@@ -391,9 +391,6 @@ class Onefold(RuleBasedStateMachine):
         assert (self.around.do(rows_of(self.world, self.project_id)) == before) is not is_written
         if is_lost or crashed.place or held.position is None:
             self.held.remove(held)
-
-    async def run_chunk(self, held: Held) -> Any:
-        return await self.world.chunk(held.lease, held.position)
 
     def pass_seconds(self, seconds: float) -> None:
         """Lets time pass for the service and the model."""

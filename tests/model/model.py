@@ -34,8 +34,7 @@ class Model:
         self.redirects: list[Redirect] = []
         # The identifiers that are blocked, and by which call.
         self.forgotten: dict[Key, int] = {}
-        self.forget_count = 0
-        self.operation = 0
+        self.forget_count = self.operation = 0
 
     # --- who is who --------------------------------------------------------------------------------------------------
 
@@ -376,10 +375,8 @@ class Model:
         people, copies = self.people, [True for person in self.live() if token in self.devices(person)]
         if names is not None:
             person = self.get(names)
-            people, copies = (
-                self.parts(person),
-                [is_on for held, is_on in self.devices(person).items() if held == token],
-            )
+            people = self.parts(person)
+            copies = [is_on for held, is_on in self.devices(person).items() if held == token]
         if not copies:
             raise Refused("DEVICE_NOT_FOUND")
         self.switch_off(people, token)

@@ -22,6 +22,7 @@ from support.crashing import KilledError
 
 T = TypeVar("T")
 _PATIENCE_SECONDS: Final = 20.0
+_LOOKS: Final = 5
 
 
 @dataclass(eq=False)
@@ -96,9 +97,12 @@ class Schedule:
         """Returns when an actor stands at its place, has ended, or waits for a lock."""
         actor.blocked = False
         deadline = time.monotonic() + _PATIENCE_SECONDS
+        looks = 0
         while actor.at is None and not actor.task.done():
             assert time.monotonic() < deadline, f"{actor.name} neither stops nor ends; it came by {actor.seen}"
-            if actor.pid is not None and await self._waits(actor.pid) and actor.at is None:
+            # More than once in a row: a wait for somebody who is about to go on is none.
+            looks = looks + 1 if actor.pid is not None and await self._waits(actor.pid) else 0
+            if looks == _LOOKS and actor.at is None:
                 actor.blocked = True
                 return
             # Lets the others run: what is waited for is a task of this loop, or a session of PostgreSQL.

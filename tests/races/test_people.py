@@ -9,10 +9,13 @@ import grpc
 import pytest
 
 from onefold.config import Settings
+from onefold.db.migrate import migrate
 from onefold.db.pool import SERVER_SETTINGS
+from onefold.embedded import EmbeddedPostgres
 from onefold.failpoints import COMMIT, COMMITTED
 from onefold.identity import store as identity
 from onefold.merges import store as merges
+from onefold.projects.bootstrap import ensure_project
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest
 from onefold.v1.identity_service_pb2 import (
@@ -27,9 +30,9 @@ from onefold.v1.identity_service_pb2 import (
 from onefold.v1.profile_pb2 import Identifiers
 from races.stage import GUARDED, A, B, Stage, switch_off
 from support.client import Client, read_failure, user
-from support.holding import held, until_waiting
+from support.holding import held
 from support.merging import fields, merge, profile, put
-from support.probes import eventually
+from support.probes import eventually, waits_for_lock, world_of
 from support.serving import served
 from support.world import World
 
@@ -84,42 +87,55 @@ async def test_the_first_of_two_dies(stage: Stage, place: str, linked: str) -> N
 
 @GUARDED
 async def test_two_people_are_merged_both_ways(
-    email_project: Client, settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch, guarded: bool
+    postgres: EmbeddedPostgres, settings: Settings, monkeypatch: pytest.MonkeyPatch, guarded: bool
 ) -> None:
     """F35: both wait for the same row first, so one is MERGED, the other SAME_PROFILE with the same survivor, and
     PostgreSQL counts no deadlock; locked in the order of each request, they deadlock, and one of them fails."""
-    sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    before = await world.value(sql)
     if not guarded:
         order = "ORDER BY array_position($2, profile_id)"
         switch_off(monkeypatch, merges.queries, "lock_profiles", "ORDER BY profile_id", order)
     monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "8s")
     monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "9s")
-    # On a server of its own: a session tells PostgreSQL what it counted at its end.
-    async with served(settings) as channel:
-        c = Client(channel, email_project.project_id, email_project.key)
-        older = await put(c, A)
-        await put(c, B)
-        hold = "SELECT FROM profiles WHERE project_id = $1 AND profile_id = $2 FOR UPDATE"
-        tasks = []
-        async with held(settings, hold, c.project_id, UUID(older)):
-            for count, (source, target) in enumerate([(A, B), (B, A)], start=1):
-                tasks.append(asyncio.ensure_future(merge(c, source, target)))
-                await until_waiting(world, count)
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        outcomes = [answer.outcome for answer in answers if not isinstance(answer, BaseException)]
-        if guarded:
-            assert outcomes == [MERGE_OUTCOME_MERGED, MERGE_OUTCOME_SAME_PROFILE]
-            survivors = {answer.survivor.profile_id for answer in answers if not isinstance(answer, BaseException)}
-            assert survivors == {(await profile(c, who)).profile_id for who in (A, B)}
-        else:
-            [lost] = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
-            assert read_failure(lost).reason == "LOCK_TIMEOUT"
+    # In a database of its own, whose count is nobody else's.
+    name = f"race_{'guarded' if guarded else 'unguarded'}"
+    own = settings.model_copy(update={"database_url": postgres.url(name)})
+    async with world_of(settings.database_url) as world:
+        await world.database.maintain(lambda connection: connection.execute(f"CREATE DATABASE {name}"))
+        try:
+            await migrate(own.database_url)
+            key = await ensure_project(own.database_url, project_id="race", identifier_type="EMAIL", api_key=None)
+            # Its sessions end with the server: at its end one tells PostgreSQL what it has counted.
+            async with served(own) as channel, world_of(own.database_url) as inside:
+                await merge_both_ways(Client(channel, "race", key), own, inside, guarded)
+            sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = $1"
 
-    async def is_counted() -> bool:
-        return bool(await world.value(sql) == before + (not guarded))
+            async def is_counted() -> bool:
+                return bool(await world.value(sql, name) == (0 if guarded else 1))
 
-    await eventually(is_counted)
+            await eventually(is_counted)
+        finally:
+            await world.database.maintain(lambda connection: connection.execute(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def merge_both_ways(c: Client, settings: Settings, world: World, guarded: bool) -> None:
+    """Merges A and B both ways while the row that both need first is somebody else's."""
+    older = await put(c, A)
+    await put(c, B)
+    hold = "SELECT FROM profiles WHERE project_id = $1 AND profile_id = $2 FOR UPDATE"
+    tasks = []
+    async with held(settings, hold, c.project_id, UUID(older)):
+        for count, (source, target) in enumerate([(A, B), (B, A)], start=1):
+            tasks.append(asyncio.ensure_future(merge(c, source, target)))
+            await waits_for_lock(world, count)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    merged = [answer for answer in answers if not isinstance(answer, BaseException)]
+    if guarded:
+        assert [answer.outcome for answer in merged] == [MERGE_OUTCOME_MERGED, MERGE_OUTCOME_SAME_PROFILE]
+        survivors = {answer.survivor.profile_id for answer in merged}
+        assert survivors == {(await profile(c, who)).profile_id for who in (A, B)}
+    else:
+        [lost] = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert read_failure(lost).reason == "LOCK_TIMEOUT"
 
 
 @GUARDED
