@@ -1,11 +1,14 @@
 """What every call passes on its way in and out.
 
-In: decode -> deadline -> key -> scope -> handler. Out: an OnefoldError becomes its status, anything else a fixed text
-with an id under which the log has the rest. No other code calls abort.
+In: a place -> deadline -> key -> scope -> message -> rates -> handler. Out: an OnefoldError becomes its status,
+anything else a fixed text with an id under which the log has the rest. No other code calls abort.
 
 A stream passes the same, and its key is looked at again while it lasts. It has no deadline but the caller's own, and
 ends when the caller reads nothing for 30 s. When the server is being stopped, a stream that only answers ends at once;
 one that takes messages gets no more of them, finishes what it has, and then ends so.
+
+To gRPC every method takes a stream of messages, also one that takes a single message. For those gRPC would wait for the
+message before anything here is asked: a stranger who never sends it would hold a place that nobody counts, for ever.
 
 The server takes so many calls and so many streams at a time. Whatever comes on top of them is refused at once, so that
 what is in hand gets done.
@@ -159,7 +162,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if not handler.response_streaming:
-            return grpc.unary_unary_rpc_method_handler(
+            return grpc.stream_unary_rpc_method_handler(
                 self._guard(method, scope, cast("Handler", handler.unary_unary)), **codecs
             )
         if handler.request_streaming:
@@ -168,10 +171,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             )
             return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
         guarded = self._guard_stream(method, scope, cast("StreamHandler", handler.unary_stream), takes_messages=False)
-        return grpc.unary_stream_rpc_method_handler(guarded, **codecs)
+        return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
 
     def _guard(self, method: str, scope: Scope, handler: Handler) -> Handler:
-        async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
+        async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: RET503
             started = time.perf_counter()
             try:
                 if self._stopping.is_set():
@@ -179,7 +182,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 with self._calls.one():
                     async with asyncio.timeout(_seconds(context)):
                         set_caller(await self._admit(context, scope))
-                        self._rates.admit(caller(), scope, method, _check(request))
+                        request = await _only(requests)
+                        self._rates.admit(caller(), scope, method, request)
                         return _fitting(await handler(request, context))
             except Exception as fault:  # whatever it is, its text may hold somebody's data and stays here
                 # The error itself is not kept: it knows this frame, and with it the request would outlive the call.
@@ -191,7 +195,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _guard_stream(
         self, method: str, scope: Scope, handler: StreamHandler, *, takes_messages: bool
     ) -> Callable[[Any, Context], Any]:
-        async def guarded(request: Any, context: Context) -> None:
+        async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
             started = time.perf_counter()
             try:
                 if self._stopping.is_set():
@@ -201,11 +205,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                         set_caller(await self._admit(context, scope))
                         self._rates.admit(caller(), scope, method)
                         if takes_messages:
-                            async with contextlib.aclosing(self._until_stopping(request, method)) as messages:
+                            async with contextlib.aclosing(self._until_stopping(requests, method)) as messages:
                                 work = self._write_all(handler(messages, context), context)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
-                            work = self._write_all(handler(_check(request), context), context)
+                            async with asyncio.timeout(CALL_DEFAULT_SECONDS):
+                                request = await _only(requests)
+                            work = self._write_all(handler(request, context), context)
                             await self._while_admitted(work, context, scope, ends_itself=False)
                 return
             except Exception as fault:  # as above
@@ -337,6 +343,12 @@ def _check(request: Any) -> Any:
     if isinstance(request, _TooLarge):
         raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
     return request
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    """The request of a method that takes one."""
+    request = await _next(requests)
+    return _check(_Undecodable() if request is _END else request)
 
 
 async def _all_ended(tasks: set[asyncio.Task[Any]]) -> None:
