@@ -6,6 +6,8 @@ from datetime import timedelta
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 METADATA_BYTES = 16 * 1024
+# Calls and streams at a time over one connection.
+CONNECTION_STREAMS = 1_000
 
 EMAIL_BYTES = 254
 USER_ID_CHARACTERS = 52

@@ -23,7 +23,7 @@ from onefold.events.service import EventsService
 from onefold.forgetting.service import ForgetCalls
 from onefold.identity.service import IdentityService
 from onefold.intents.doorbell import DOORBELL_SERVICE, Doorbell
-from onefold.limits import MESSAGE_BYTES, METADATA_BYTES
+from onefold.limits import CONNECTION_STREAMS, MESSAGE_BYTES, METADATA_BYTES
 from onefold.merges.learning import learn_who
 from onefold.merges.service import MergeCalls
 from onefold.ports import cannot_listen, require_free
@@ -93,6 +93,17 @@ _OPTIONS: Final = [
     ("grpc.max_metadata_size", METADATA_BYTES),
     # Of headers a little larger gRPC would refuse some and take others.
     ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+    # Of one connection, so that none can take all places that there are. A client waits with more by itself.
+    ("grpc.max_concurrent_streams", CONNECTION_STREAMS),
+    # Clients of ours ask every 60 s whether we are there. Who asks all the time is hung up on.
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # A caller who vanished without a word is noticed, and gives back the places of its streams.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Who connects and says nothing holds a descriptor.
+    ("grpc.server_handshake_timeout_ms", 20_000),
     # Long-lived clients find new servers.
     ("grpc.max_connection_age_ms", 30 * 60 * 1_000),
     ("grpc.max_connection_age_grace_ms", 60 * 1_000),

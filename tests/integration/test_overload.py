@@ -24,6 +24,7 @@ from onefold.rpc.payload import EMPTY
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import BatchTrackRequest, ListEventsRequest, TrackRequest
 from onefold.v1.identity_service_pb2 import UpdateProfileRequest
+from onefold.v1.projects_service_pb2 import GetProjectRequest
 from support.client import Client, email, failure
 from support.holding import stuck
 from support.probes import eventually, waits_for_lock
@@ -165,3 +166,24 @@ async def test_no_more_events_wait_than_there_is_room_for(
         await batcher.stop()
         await one.close()
     assert await world.value("SELECT count(*) FROM anonymous_events WHERE project_id = 'queue'") == 0
+
+
+@pytest.mark.parametrize("key", [None, "made-up"])
+async def test_a_stranger_holds_no_place(settings: Settings, hybrid_project: Client, key: str | None) -> None:
+    """F75, P6: calls without a good key are refused before their message comes, and none that never comes holds a place
+    that others need."""
+    path = "/onefold.v1.ProjectsService/GetProject"
+    async with served(settings.model_copy(update={"concurrent_calls": 2})) as channel:
+        begun: list[Any] = [channel.stream_unary(path) for _ in range(40)]
+        metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        never = asyncio.Event()
+
+        async def nothing() -> AsyncIterator[bytes]:
+            await never.wait()
+            yield b""
+
+        calls: list[Any] = [call(nothing(), metadata=metadata, timeout=30) for call in begun]
+        for told in await asyncio.gather(*(failure(call) for call in calls)):
+            assert told.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        other = Client(channel, hybrid_project.project_id, hybrid_project.key)
+        assert (await other.projects.GetProject(GetProjectRequest())).project.project_id == hybrid_project.project_id

@@ -28,7 +28,9 @@ METHODS = {
 WRITES = [path for path in METHODS if SCOPES[path] is Scope.WRITE and not METHODS[path].client_streaming]
 REASON = re.compile(r"^  // ([A-Z_]+)[.,](?:(?!^  ERROR_).)*^  ERROR_REASON_([A-Z_]+) = \d+;", re.MULTILINE | re.DOTALL)
 # Answered by gRPC itself or by the caller's own deadline, before or beside any method: no proto comment is about them.
-OF_THE_TRANSPORT = {"STREAM_KEY_CHECK_SECONDS", "METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS"}
+OF_THE_TRANSPORT = {
+    *("STREAM_KEY_CHECK_SECONDS", "METADATA_BYTES", "CALL_DEFAULT_SECONDS", "CALL_MAX_SECONDS", "CONNECTION_STREAMS"),
+}
 
 
 def comments(file: str) -> str:

@@ -1,11 +1,14 @@
 """What every call passes on its way in and out.
 
-In: decode -> deadline -> key -> scope -> handler. Out: an OnefoldError becomes its status, anything else a fixed text
-with an id under which the log has the rest. No other code calls abort.
+In: a place -> deadline -> key -> scope -> message -> rates -> handler. Out: an OnefoldError becomes its status,
+anything else a fixed text with an id under which the log has the rest. No other code calls abort.
 
 A stream passes the same, and its key is looked at again while it lasts. It has no deadline but the caller's own, and
 ends when the caller reads nothing for 30 s. When the server is being stopped, a stream that only answers ends at once;
 one that takes messages gets no more of them, finishes what it has, and then ends so.
+
+To gRPC every method takes a stream of messages, also one that takes a single message. For those gRPC would wait for the
+message before anything here is asked: a stranger who never sends it would hold a place that nobody counts, for ever.
 
 The server takes so many calls and so many streams at a time. Whatever comes on top of them is refused at once, so that
 what is in hand gets done.
@@ -160,7 +163,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         }
         watch = MethodWatch(method, takes_stream=handler.request_streaming, gives_stream=handler.response_streaming)
         if not handler.response_streaming:
-            return grpc.unary_unary_rpc_method_handler(
+            return grpc.stream_unary_rpc_method_handler(
                 self._guard(watch, scope, cast("Handler", handler.unary_unary)), **codecs
             )
         if handler.request_streaming:
@@ -169,20 +172,21 @@ class Boundary(grpc.aio.ServerInterceptor):
             )
             return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
         guarded = self._guard_stream(watch, scope, cast("StreamHandler", handler.unary_stream), takes_messages=False)
-        return grpc.unary_stream_rpc_method_handler(guarded, **codecs)
+        return grpc.stream_stream_rpc_method_handler(guarded, **codecs)
 
     def _guard(self, watch: MethodWatch, scope: Scope, handler: Handler) -> Handler:
-        async def guarded(request: Any, context: Context) -> Any:  # noqa: RET503
+        async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: RET503
             call = watch.begin(context)
             try:
-                watch.counts.received += 1
                 if self._stopping.is_set():
                     raise _stopping()
                 with self._calls.one():
                     async with asyncio.timeout(_seconds(context)):
                         set_caller(who := await self._admit(context, scope))
                         call.project_id = who.project.project_id
-                        self._rates.admit(who, scope, watch.method, _check(request))
+                        request = await _only(requests)
+                        watch.counts.received += 1
+                        self._rates.admit(who, scope, watch.method, request)
                         answer = _fitting(await handler(request, context))
                 watch.counts.sent += 1
                 call.succeeded()
@@ -200,7 +204,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _guard_stream(
         self, watch: MethodWatch, scope: Scope, handler: StreamHandler, *, takes_messages: bool
     ) -> Callable[[Any, Context], Any]:
-        async def guarded(request: Any, context: Context) -> None:
+        async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
             call = watch.begin(context)
             try:
                 if self._stopping.is_set():
@@ -211,12 +215,14 @@ class Boundary(grpc.aio.ServerInterceptor):
                         call.project_id = who.project.project_id
                         self._rates.admit(who, scope, watch.method)
                         if takes_messages:
-                            async with contextlib.aclosing(self._until_stopping(request, watch)) as messages:
+                            async with contextlib.aclosing(self._until_stopping(requests, watch)) as messages:
                                 work = self._write_all(handler(messages, context), context, watch)
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
+                            async with asyncio.timeout(CALL_DEFAULT_SECONDS):
+                                request = await _only(requests)
                             watch.counts.received += 1
-                            work = self._write_all(handler(_check(request), context), context, watch)
+                            work = self._write_all(handler(request, context), context, watch)
                             await self._while_admitted(work, context, scope, ends_itself=False)
                 call.succeeded()
                 return
@@ -354,6 +360,12 @@ def _check(request: Any) -> Any:
     if isinstance(request, _TooLarge):
         raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
     return request
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    """The request of a method that takes one."""
+    request = await _next(requests)
+    return _check(_Undecodable() if request is _END else request)
 
 
 async def _all_ended(tasks: set[asyncio.Task[Any]]) -> None:
