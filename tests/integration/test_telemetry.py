@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from onefold.config import Settings
+from onefold.db.errors import LostRaceError
+from onefold.db.health import problem
+from onefold.db.pool import Database, after_commit
+from onefold.db.queries import Connection
+from onefold.errors import OnefoldError, Reason, not_found
 from onefold.projects.bootstrap import ensure_project
 from onefold.server import FILES
 from onefold.telemetry import tracing
@@ -336,6 +342,60 @@ async def test_a_worker_is_ready_too(watched: Watched) -> None:
 
     await eventually(ready)
     assert (await scrape(watched.worker)).value("onefold_build_info", role="worker") == 1
+
+
+async def test_a_database_that_does_not_fit_is_told(settings: Settings, world: World) -> None:
+    """F15, F27: a database that takes no writes, or was put back to an older schema, is named as what is wrong; a
+    newer one is fine."""
+    name = f"unfit_{uuid4().hex}"
+    url = settings.database_url.replace("@/onefold?", f"@/{name}?")
+    steps = [
+        ("SELECT 1", "the schema is older than this version"),
+        ("CREATE TABLE schema_migrations (version integer)", "the schema is older than this version"),
+        ("INSERT INTO schema_migrations SELECT generate_series(2, 10000)", "the schema is older than this version"),
+        ("INSERT INTO schema_migrations VALUES (1)", None),
+        (f"ALTER DATABASE {name} SET default_transaction_read_only = on", "PostgreSQL takes no writes"),
+    ]
+    await world.database.maintain(lambda connection: connection.execute(f"CREATE DATABASE {name}"))
+    try:
+        for statement, expected in steps:
+            unfit = await Database.connect(url, connections=1)
+            await unfit.maintain(partial(execute, statement))
+            await unfit.close()
+            # Anew, for what is set for a database counts for new sessions.
+            unfit = await Database.connect(url, connections=1)
+            assert await problem(unfit) == expected, statement
+            await unfit.close()
+    finally:
+        await world.database.maintain(lambda connection: connection.execute(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def execute(statement: str, connection: Connection) -> None:
+    """Runs a statement."""
+    await connection.execute(statement)
+
+
+async def test_what_is_rolled_back_is_not_counted(database: Database) -> None:
+    """X3: what a transaction counts counts when it has committed, once, however often it was run again."""
+    counted: list[str] = []
+    attempts = iter([LostRaceError(), LostRaceError(), None])
+    lost = database.lost_races
+
+    async def work_(connection: Connection) -> None:
+        after_commit(partial(counted.append, "raced"))
+        fault = next(attempts)
+        if fault is not None:
+            raise fault
+
+    async def refused(connection: Connection) -> None:
+        after_commit(partial(counted.append, "refused"))
+        raise not_found(Reason.PROFILE_NOT_FOUND, "Nobody.")
+
+    await database.transact(work_)
+    with pytest.raises(OnefoldError):
+        await database.transact(refused)
+    assert counted == ["raced"]
+    assert database.lost_races - lost == 2
 
 
 # --- traces -----------------------------------------------------------------------------------------------------------

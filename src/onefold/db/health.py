@@ -14,6 +14,7 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 
 HEALTH_SECONDS: Final = 2.0
+_OLDER: Final = "the schema is older than this version"
 
 
 @cache
@@ -29,6 +30,8 @@ async def problem(database: Database) -> str | None:
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
             found = await database.read(_look)
+    except asyncpg.UndefinedTableError:
+        return _OLDER
     except (OnefoldError, asyncpg.PostgresError, TimeoutError):
         return "PostgreSQL does not answer"
     # That the disk is full shows in writes only; with none coming, it is tried again after a while.
@@ -45,4 +48,4 @@ async def _look(connection: Connection) -> str | None:
     applied = await connection.fetchval(
         "SELECT count(*) FROM schema_migrations WHERE version = ANY($1::integer [])", _versions()
     )
-    return None if applied == len(_versions()) else "the schema is older than this version"
+    return None if applied == len(_versions()) else _OLDER
