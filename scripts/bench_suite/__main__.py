@@ -23,6 +23,7 @@ from .figure import Figure, Target, table
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import flatness
+from .operating import help_cpu, importing
 from .profiles import batch_update, get_profile_ratio, lookup_flatness
 from .relocation import relocation
 from .stage import NotMeasuredError, Processes, processes
@@ -46,6 +47,11 @@ class Measurement:
 MEASUREMENTS: Final = (
     Measurement(
         {"start_cold": Target("value", "at most", 8), "start_warm": Target("value", "at most", 3)}, alone=starting
+    ),
+    Measurement({"help_cpu": Target("value", "at most", 0.3)}, alone=help_cpu),
+    Measurement(
+        {"import_ratio": Target("ratio", "at least", 0.4), "import_memory": Target("ratio", "at most", 1.3)},
+        alone=importing,
     ),
     Measurement(
         {"evaluations": Target("value", "at least", 200), "evaluation_flatness": Target("ratio", "at most", 1.5)},
