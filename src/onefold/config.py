@@ -41,20 +41,23 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return self().get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        found = {}
-        for field in FROM_FILES:
-            name = _environment_name(field)
-            path = os.environ.get(f"{name}_FILE")
-            if not path:
-                continue
-            if os.environ.get(name):
-                raise SettingFileError(f"{name} and {name}_FILE are both set: leave one out")
-            try:
-                found[field] = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is not text"
-                raise SettingFileError(f"{name}_FILE: cannot read {path}: {reason}") from None
-        return found
+        found = {field: setting_from_file(field) for field in FROM_FILES}
+        return {field: value for field, value in found.items() if value is not None}
+
+
+def setting_from_file(field: str) -> str | None:
+    """A setting that lies in a file which the environment names; None if it names none. Raises SettingFileError."""
+    name = _environment_name(field)
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    if os.environ.get(name):
+        raise SettingFileError(f"{name} and {name}_FILE are both set: leave one out")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingFileError(f"{name}_FILE: cannot read {path}: {reason}") from None
 
 
 class Settings(BaseSettings):

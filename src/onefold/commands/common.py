@@ -81,6 +81,12 @@ def plainly(act: Callable[[], T], *, stopped: str = "stopped") -> T:
     except OnefoldError as error:
         details = "; ".join(f"{violation.field} {violation.description}" for violation in error.violations)
         fail(details or error.message)
+    except Exception as error:
+        # An operator's statement may be refused for reasons that a call never meets, such as a missing right. The
+        # driver's text may hold values of rows.
+        if not type(error).__module__.startswith("asyncpg"):
+            raise
+        fail(f"PostgreSQL refuses: {type(error).__name__}")
     except KeyboardInterrupt:
         fail(stopped, 128 + signal.SIGINT)
 
