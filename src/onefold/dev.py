@@ -26,7 +26,6 @@ from urllib.parse import quote
 import asyncpg
 import click
 
-from onefold.config import SettingFileError, setting_from_file
 from onefold.db.migrate import migrate
 from onefold.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedValkey, folder, process
 from onefold.embedded.account import server_account
@@ -34,6 +33,7 @@ from onefold.embedded.supervisor import DiesTooOftenError, StopRequestedError, S
 from onefold.errors import Kind, OnefoldError, Reason
 from onefold.projects.bootstrap import ensure_project
 from onefold.projects.keys import new_key
+from onefold.setting_files import SettingFileError, setting_from_file
 
 _HOST: Final = "127.0.0.1"
 _READY_TIMEOUT_SECONDS: Final = 60.0
