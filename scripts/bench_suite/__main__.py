@@ -24,6 +24,7 @@ from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import flatness
 from .observing import observability_cost
+from .operating import help_cpu, importing
 from .outages import recovering, resuming
 from .profiles import batch_update, get_profile_ratio, lookup_flatness
 from .relocation import relocation
@@ -48,6 +49,11 @@ class Measurement:
 MEASUREMENTS: Final = (
     Measurement(
         {"start_cold": Target("value", "at most", 8), "start_warm": Target("value", "at most", 3)}, alone=starting
+    ),
+    Measurement({"help_cpu": Target("value", "at most", 0.3)}, alone=help_cpu),
+    Measurement(
+        {"import_ratio": Target("ratio", "at least", 0.4), "import_memory": Target("ratio", "at most", 1.3)},
+        alone=importing,
     ),
     Measurement(
         {"evaluations": Target("value", "at least", 200), "evaluation_flatness": Target("ratio", "at most", 1.5)},

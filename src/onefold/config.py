@@ -20,10 +20,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from onefold.callers import REFUSED_IDS
 from onefold.limits import STREAM_KEY_CHECK_SECONDS, STREAM_WRITE_SECONDS
+from onefold.setting_files import FROM_FILES, PREFIX, environment_name, setting_from_file
 
-PREFIX: Final = "ONEFOLD_"
-# Settings that may be read from a file named by ONEFOLD_*_FILE.
-FROM_FILES: Final = ("database_url", "redis_url", "forget_secret")
 # Names in the environment that are no settings of a process, but of a command, of a script or of docker-compose.yml.
 _OTHER_NAMES: Final = {"ONEFOLD_DEV_API_KEY", "ONEFOLD_PUBLISH", "ONEFOLD_PROTO_BASE"}
 _SECRET_OPTIONS: Final = {"password", "sslpassword"}
@@ -39,10 +37,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class SettingFileError(Exception):
-    """A file that ONEFOLD_*_FILE names gives no setting; the text is one line that says why."""
-
-
 class _SecretFiles(PydanticBaseSettingsSource):
     """Reads the files that ONEFOLD_*_FILE name, without the line's end that editors leave."""
 
@@ -50,20 +44,8 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return self().get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        found = {}
-        for field in FROM_FILES:
-            name = _environment_name(field)
-            path = os.environ.get(f"{name}_FILE")
-            if not path:
-                continue
-            if os.environ.get(name):
-                raise SettingFileError(f"{name} and {name}_FILE are both set: leave one out")
-            try:
-                found[field] = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is not text"
-                raise SettingFileError(f"{name}_FILE: cannot read {path}: {reason}") from None
-        return found
+        found = {field: setting_from_file(field) for field in FROM_FILES}
+        return {field: value for field, value in found.items() if value is not None}
 
 
 class Settings(BaseSettings):
@@ -210,12 +192,12 @@ def told_settings(flags: Mapping[str, Any]) -> list[Told]:
         shown = {name: field.default for name, field in Settings.model_fields.items() if not field.is_required()}
         given = {name.upper(): value for name, value in os.environ.items()}
         shown |= {
-            name: given[_environment_name(name)] for name in Settings.model_fields if _environment_name(name) in given
+            name: given[environment_name(name)] for name in Settings.model_fields if environment_name(name) in given
         }
         shown |= flags
     return [
         Told(
-            _environment_name(name),
+            environment_name(name),
             "" if name in wrong else _without_secrets(name, shown.get(name)),
             "flag" if name in flags else _origin(name),
             wrong.get(name, ""),
@@ -226,8 +208,8 @@ def told_settings(flags: Mapping[str, Any]) -> list[Told]:
 
 def unknown_settings(environment: Mapping[str, str]) -> dict[str, str | None]:
     """The names in an environment that look like settings and are none, each with the nearest one that is, if any."""
-    known = {_environment_name(name) for name in Settings.model_fields}
-    known |= {f"{_environment_name(name)}_FILE" for name in FROM_FILES} | _OTHER_NAMES
+    known = {environment_name(name) for name in Settings.model_fields}
+    known |= {f"{environment_name(name)}_FILE" for name in FROM_FILES} | _OTHER_NAMES
     unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
     # Without the prefix, which all have in common and which would make any two of them look alike.
     words = [name.removeprefix(PREFIX) for name in known]
@@ -238,7 +220,7 @@ def unknown_settings(environment: Mapping[str, str]) -> dict[str, str | None]:
 def problems(error: ValidationError) -> Iterator[str]:
     """What is wrong with settings, each named as the environment has it."""
     for problem in error.errors():
-        yield f"{_environment_name(str(problem['loc'][0]))}: {problem['msg'].lower()}"
+        yield f"{environment_name(str(problem['loc'][0]))}: {problem['msg'].lower()}"
 
 
 def redacted_url(url: str) -> str:
@@ -253,7 +235,7 @@ def redacted_url(url: str) -> str:
     if any(name.lower() in _SECRET_OPTIONS for name, _ in options):
         hidden = [(name, _REDACTED if name.lower() in _SECRET_OPTIONS else value) for name, value in options]
         return urlunsplit(parts._replace(netloc=netloc, query=urlencode(hidden, safe="*/", quote_via=quote)))
-    return urlunsplit(parts._replace(netloc=netloc))
+    return url if netloc == parts.netloc else urlunsplit(parts._replace(netloc=netloc))
 
 
 def _without_secrets(name: str, value: Any) -> str:
@@ -268,13 +250,9 @@ def _without_secrets(name: str, value: Any) -> str:
 
 def _origin(name: str) -> str:
     given = {each.upper() for each, value in os.environ.items() if value or name not in FROM_FILES}
-    setting = _environment_name(name)
+    setting = environment_name(name)
     if setting in given:
         return "environment"
     if name in FROM_FILES and f"{setting}_FILE" in given:
         return "file"
     return "missing" if Settings.model_fields[name].is_required() else "default"
-
-
-def _environment_name(field: str) -> str:
-    return PREFIX + field.upper()

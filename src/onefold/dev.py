@@ -33,11 +33,14 @@ from onefold.embedded.supervisor import DiesTooOftenError, StopRequestedError, S
 from onefold.errors import Kind, OnefoldError, Reason
 from onefold.projects.bootstrap import ensure_project
 from onefold.projects.keys import new_key
+from onefold.setting_files import SettingFileError, setting_from_file
 
 _HOST: Final = "127.0.0.1"
 _READY_TIMEOUT_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0  # a server first ends the calls it has, a worker its chunk
 _LOG_LINES_SHOWN: Final = 20
+# Of our own environment; the addresses they get are those that these files hold, or of servers that we have started.
+_NOT_FOR_SERVICES: Final = {"ONEFOLD_DEV_API_KEY", "ONEFOLD_DATABASE_URL_FILE", "ONEFOLD_REDIS_URL_FILE"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _run(options: DevOptions, data: Path, signals: StopSignals, supervisor: Supe
         _keep_key(kept_key, api_key)
 
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "ONEFOLD_DEV_API_KEY"},
+        **{name: value for name, value in os.environ.items() if name not in _NOT_FOR_SERVICES},
         "ONEFOLD_DATABASE_URL": addresses.database_url,
         "ONEFOLD_REDIS_URL": addresses.redis_url,
     }
@@ -148,8 +151,11 @@ def _start_embedded(data: Path, supervisor: Supervisor) -> _Addresses:
 
 
 def _external_addresses() -> _Addresses | None:
-    database_url = os.environ.get("ONEFOLD_DATABASE_URL")
-    redis_url = os.environ.get("ONEFOLD_REDIS_URL")
+    try:
+        database_url = os.environ.get("ONEFOLD_DATABASE_URL") or setting_from_file("database_url")
+        redis_url = os.environ.get("ONEFOLD_REDIS_URL") or setting_from_file("redis_url")
+    except SettingFileError as error:
+        raise DevError(str(error)) from None
     if database_url and redis_url:
         return _Addresses(database_url, redis_url)
     if not database_url and not redis_url:

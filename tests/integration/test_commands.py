@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import grpc
 import pytest
 
@@ -15,6 +16,7 @@ from onefold.v1.identity_service_pb2 import GetProfileRequest
 from onefold.v1.projects_service_pb2 import GetProjectRequest
 from support.client import Client, email, failure
 from support.commands import invoke, invoked, refused
+from support.databases import empty_database
 from support.merging import put
 from support.world import World
 
@@ -119,6 +121,29 @@ def test_misspelt_settings(command: list[str]) -> None:
         "",
     ]
     assert done.exit_code == 1
+
+
+async def test_a_role_without_rights(settings: Settings) -> None:
+    """X2: what PostgreSQL does not let the role do is one line that says so, without a traceback."""
+    async with empty_database(settings.database_url, "forbidden") as url:
+        admin = await asyncpg.connect(url)
+        await admin.execute("CREATE ROLE powerless LOGIN")
+        try:
+            address = url.replace("://onefold@", "://powerless@")
+            told = {"ONEFOLD_DATABASE_URL": address, "ONEFOLD_REDIS_URL": "redis://127.0.0.1:1"}
+            assert "InsufficientPrivilege" in refused(await invoked("migrate", **told))
+        finally:
+            await admin.execute("DROP ROLE powerless")
+            await admin.close()
+
+
+def test_dev_with_addresses_in_files(tmp_path: Path) -> None:
+    """X2: dev takes addresses from files as the others do: one of the two alone is refused, a missing file is named."""
+    (tmp_path / "url").write_text("postgresql://h/d")
+    one = invoke("dev", "--port", "0", ONEFOLD_DATABASE_URL_FILE=str(tmp_path / "url"))
+    assert (one.exit_code, "ONEFOLD_REDIS_URL is not" in one.stderr) == (1, True)
+    missing = invoke("dev", "--port", "0", ONEFOLD_DATABASE_URL_FILE=str(tmp_path / "none"))
+    assert (missing.exit_code, "No such file" in missing.stderr) == (1, True)
 
 
 # --- projects and keys ------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from onefold.config import Settings
+from onefold.limits import CALL_MAX_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -146,3 +149,27 @@ def test_the_image_is_locked_and_unprivileged() -> None:
         assert "--require-hashes" in install or "--no-index" in install
     final = DOCKERFILE.split("\nFROM ")[-1]
     assert re.search(r"^USER [1-9]\d*$", final, re.MULTILINE)
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_our_services_have_no_rights_that_they_do_not_need(service: str) -> None:
+    """Each of our services runs on a file system that it cannot write, without a capability, and gets none later."""
+    definition = SERVICES[service]
+    assert definition["read_only"] is True
+    assert definition["cap_drop"] == ["ALL"]
+    # Python and gRPC want a place for what they throw away again.
+    assert definition["tmpfs"] == ["/tmp"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_service_gains_rights(service: str) -> None:
+    """No program in any container becomes more than it was started as."""
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize(("service", "seconds"), [("server", CALL_MAX_SECONDS), ("worker", 10.0)])
+def test_stopping_takes_no_process_by_surprise(service: str, seconds: float) -> None:
+    """F18, F19: containers wait for longer than the longest call, and than a worker takes to end, before they kill."""
+    grace = float(SERVICES[service]["stop_grace_period"].removesuffix("s"))
+    assert grace > seconds
+    assert grace > Settings.model_fields["drain_seconds"].default

@@ -25,7 +25,8 @@ def settings(**flags: object) -> Settings:
     """The settings of this command; what is wrong with them is told in one line."""
     from pydantic import ValidationError
 
-    from onefold.config import SettingFileError, Settings, problems
+    from onefold.config import Settings, problems
+    from onefold.setting_files import SettingFileError
 
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
@@ -37,6 +38,9 @@ def settings(**flags: object) -> Settings:
 
 def warn_of_unknown_settings() -> None:
     """Says which ONEFOLD_* in the environment are no settings: a misspelt one would change nothing in silence."""
+    if not any(name.startswith("ONEFOLD_") for name in os.environ):
+        # To know the settings costs a third of a second.
+        return
     from onefold.config import unknown_settings
 
     for name, nearest in unknown_settings(os.environ).items():
@@ -81,6 +85,12 @@ def plainly(act: Callable[[], T], *, stopped: str = "stopped") -> T:
     except OnefoldError as error:
         details = "; ".join(f"{violation.field} {violation.description}" for violation in error.violations)
         fail(details or error.message)
+    except Exception as error:
+        # An operator's statement may be refused for reasons that a call never meets, such as a missing right. The
+        # driver's text may hold values of rows.
+        if not type(error).__module__.startswith("asyncpg"):
+            raise
+        fail(f"PostgreSQL refuses: {type(error).__name__}")
     except KeyboardInterrupt:
         fail(stopped, 128 + signal.SIGINT)
 

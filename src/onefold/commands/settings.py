@@ -17,7 +17,8 @@ from onefold.commands.common import as_json_option, fail, lines, warn_of_unknown
 @as_json_option
 def config(host: str | None, port: int | None, workers: int | None, as_json: bool) -> None:
     """Show every setting, where it came from, and no secret; exit status 1 if one is wrong or missing."""
-    from onefold.config import SettingFileError, told_settings
+    from onefold.config import told_settings
+    from onefold.setting_files import SettingFileError
 
     warn_of_unknown_settings()
     flags = {"host": host, "port": port, "server_processes": workers}
