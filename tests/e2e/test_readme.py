@@ -98,6 +98,15 @@ def test_the_python_example_runs(address: str, tmp_path: Path) -> None:
     assert (run.returncode, run.stdout.splitlines()) == (0, ["Viewed Pizza", "PROFILE_NOT_FOUND"]), run.stderr
 
 
+def test_the_go_example_is_that_of_the_whole_program() -> None:
+    """A3: what the README shows in Go stands in the program whose names are compared with the protos."""
+    [example] = re.findall(r"```go\n(.*?)```", _README, re.DOTALL)
+    program = (_ROOT / "scripts" / "examples" / "visitor.go").read_text(encoding="utf-8")
+    shown = [line.strip() for line in example.splitlines() if line.strip()]
+    assert len(shown) > 10
+    assert "\n".join(shown) in "\n".join(line.strip() for line in program.splitlines() if line.strip())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
