@@ -140,6 +140,11 @@ class Database:
         except TimeoutError:
             raise pool_busy() from None
 
+    async def _release(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
+        # What was done on the connection has its own outcome, whatever becomes of it now.
+        with contextlib.suppress(*LOST_CONNECTION, asyncpg.PostgresError):
+            await self._pool.release(connection)
+
     async def _begin(self) -> PoolConnectionProxy[asyncpg.Record]:
         # A stale connection shows at its first statement; nothing was done on it yet, so the next one may serve.
         for attempt in range(3):
@@ -147,7 +152,7 @@ class Database:
             try:
                 await connection.execute("BEGIN")
             except BaseException as error:
-                await self._pool.release(connection)
+                await self._release(connection)
                 if attempt == 2 or not isinstance(error, LOST_CONNECTION):
                     raise
             else:
@@ -175,7 +180,7 @@ class Database:
             raise _translated(error) from None
         finally:
             if connection is not None:
-                await self._pool.release(connection)
+                await self._release(connection)
 
     async def _commit(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
         try:
@@ -184,7 +189,7 @@ class Database:
             connection.terminate()
             raise unavailable() from None
         finally:
-            await self._pool.release(connection)
+            await self._release(connection)
 
     async def _roll_back(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
         try:
@@ -197,7 +202,13 @@ class Database:
         connection = await self._acquire()
         try:
             if not snapshot:
-                return await work(connection)
+                try:
+                    return await work(connection)
+                except asyncio.CancelledError:
+                    # asyncpg prepares a statement without a Sync. Stopped behind that, PostgreSQL is in a transaction
+                    # of which asyncpg knows nothing, and whose beginning would be the now() of the next one.
+                    await self._roll_back(connection)
+                    raise
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
                 result = await work(connection)
@@ -207,7 +218,7 @@ class Database:
             await connection.execute("COMMIT")
             return result
         finally:
-            await self._pool.release(connection)
+            await self._release(connection)
 
 
 async def _keep_as_it_is(_connection: object) -> None:
