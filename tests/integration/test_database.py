@@ -19,7 +19,7 @@ from onefold.db.migrate import migrate
 from onefold.db.pool import Database
 from onefold.db.queries import Connection
 from onefold.embedded import EmbeddedPostgres
-from onefold.errors import Kind, OnefoldError, Reason
+from onefold.errors import Kind, OnefoldError, Reason, not_found
 from onefold.projects.bootstrap import ensure_project
 from onefold.v1.event_pb2 import NewEvent
 from onefold.v1.events_service_pb2 import TrackRequest
@@ -359,6 +359,45 @@ async def test_cancelled_reads_give_their_connection_back(tiny: Database, snapsh
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert await tiny.read(lambda connection: connection.fetchval("SELECT 1"), snapshot=snapshot) == 1
+
+
+async def test_a_read_stopped_before_its_statement_ran_leaves_no_transaction(tiny: Database, world: World) -> None:
+    """F20: a read that is cancelled between preparing a statement and running it leaves no transaction behind, so that
+    the next use of the connection works and has the time of its own beginning."""
+
+    async def stopped(connection: Connection) -> None:
+        # asyncpg has sent no Sync yet: to PostgreSQL this has begun a transaction.
+        await connection.prepare("SELECT count(*) FROM projects")
+        raise asyncio.CancelledError
+
+    async def began(connection: Connection) -> Any:
+        return await connection.fetchval("SELECT now()")
+
+    with pytest.raises(asyncio.CancelledError):
+        await tiny.read(stopped)
+    await tiny.read(began, snapshot=True)
+    with pytest.raises(asyncio.CancelledError):
+        await tiny.read(stopped)
+    before = await world.value("SELECT clock_timestamp()")
+    assert await tiny.transact(began) > before
+
+
+async def test_a_connection_lost_on_its_way_back_changes_no_outcome(restartable: Restartable) -> None:
+    """F12, X2: what a call came to is told, also when its connection proves to be lost as it goes back to the pool."""
+    database = await Database.connect(restartable.postgres.url, connections=1)
+
+    async def refused(connection: Connection) -> None:
+        # Going back, asyncpg would end this transaction, and finds nobody there.
+        await connection.execute("BEGIN")
+        restartable.postgres.restart("immediate")
+        raise not_found(Reason.PROFILE_NOT_FOUND, "Nobody.")
+
+    try:
+        with pytest.raises(OnefoldError) as error:
+            await database.read(refused)
+        assert error.value.reason == Reason.PROFILE_NOT_FOUND
+    finally:
+        await database.close()
 
 
 async def test_a_lock_that_is_not_to_be_had(email_project: Client, world: World, settings: Settings) -> None:

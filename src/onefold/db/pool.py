@@ -172,6 +172,11 @@ class Database:
             if self.on_acquire is not None:
                 self.on_acquire(time.perf_counter() - began)
 
+    async def _release(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
+        # What was done on the connection has its own outcome, whatever becomes of it now.
+        with contextlib.suppress(*LOST_CONNECTION, asyncpg.PostgresError):
+            await self._pool.release(connection)
+
     async def _begin(self) -> PoolConnectionProxy[asyncpg.Record]:
         # A stale connection shows at its first statement; nothing was done on it yet, so the next one may serve.
         for attempt in range(3):
@@ -179,7 +184,7 @@ class Database:
             try:
                 await connection.execute("BEGIN")
             except BaseException as error:
-                await self._pool.release(connection)
+                await self._release(connection)
                 if attempt == 2 or not isinstance(error, LOST_CONNECTION):
                     raise
             else:
@@ -219,7 +224,7 @@ class Database:
             raise _translated(error) from None
         finally:
             if connection is not None:
-                await self._pool.release(connection)
+                await self._release(connection)
 
     async def _commit(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
         try:
@@ -228,7 +233,7 @@ class Database:
             connection.terminate()
             raise unavailable() from None
         finally:
-            await self._pool.release(connection)
+            await self._release(connection)
 
     async def _roll_back(self, connection: PoolConnectionProxy[asyncpg.Record]) -> None:
         try:
@@ -244,7 +249,13 @@ class Database:
     async def _read_on(self, connection: PoolConnectionProxy[asyncpg.Record], work: Work[T], *, snapshot: bool) -> T:
         try:
             if not snapshot:
-                return await work(connection)
+                try:
+                    return await work(connection)
+                except asyncio.CancelledError:
+                    # asyncpg prepares a statement without a Sync. Stopped behind that, PostgreSQL is in a transaction
+                    # of which asyncpg knows nothing, and whose beginning would be the now() of the next one.
+                    await self._roll_back(connection)
+                    raise
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
                 result = await work(connection)
@@ -254,7 +265,7 @@ class Database:
             await connection.execute("COMMIT")
             return result
         finally:
-            await self._pool.release(connection)
+            await self._release(connection)
 
 
 def after_commit(act: Callable[[], None]) -> None:
