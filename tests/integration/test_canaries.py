@@ -24,7 +24,7 @@ async def test_no_call_leaves_anything_of_a_person_outside_the_database(
     capfd: pytest.CaptureFixture[str],
     project_type: str,
 ) -> None:
-    """X2, F43: a canary that every method was told wherever text may stand is in the tables, but in no log, in no key of
+    """X2, F43: a canary that every method was told wherever text may stand is in the tables, but in no log, no key of
     Valkey, and in no error but those that tell back an id of the caller's; also when the work is done."""
     canary = f"canary{secrets.token_hex(6)}"
     client = await make_project(project_type)
