@@ -174,7 +174,7 @@ async def test_a_stranger_holds_no_place(settings: Settings, hybrid_project: Cli
     that others need."""
     path = "/onefold.v1.ProjectsService/GetProject"
     async with served(settings.model_copy(update={"concurrent_calls": 2})) as channel:
-        begun = [channel.stream_unary(path) for _ in range(40)]
+        begun: list[Any] = [channel.stream_unary(path) for _ in range(40)]
         metadata = (("authorization", f"Bearer {key}"),) if key else ()
         never = asyncio.Event()
 
