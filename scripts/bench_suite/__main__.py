@@ -20,6 +20,7 @@ from .activation import evaluating
 from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
+from .flooding import floods
 from .identify import identify_flatness, visible_at_once
 from .ingest import batch, latency, memory, scale, track_ratio, track_struct_ratio
 from .merging import flatness
@@ -102,6 +103,7 @@ MEASUREMENTS: Final = (
         {"merge_flatness": Target("ratio", "at most", 1.5), "undo_flatness": Target("ratio", "at most", 1.5)},
         on_stage=flatness,
     ),
+    Measurement({"floods": Target("ratio", "at most", 2)}, on_stage=floods),
     Measurement({"batch_update_ratio": Target("ratio", "at least", 0.4)}, on_stage=batch_update),
     Measurement({"activation_lag": Target("value", "at most", 2)}, on_stage=activation_lag),
     Measurement({"activation_track_ratio": Target("ratio", "at least", 0.95)}, on_stage=activation_track_ratio),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
+from collections.abc import Iterator
 from importlib import import_module, resources
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,17 @@ OF_NO_PROJECT = {
     "lock_token",
     "lock_token_shared",
 }
+# Statements about projects and keys themselves: a key's id before it is known whose it is, a new project, the list of a
+# project's own.
+WITHIN_PROJECTS = {"find_api_key", "forget_secret", "insert_project", "list_projects", "is_ahead"}
+# The tables that hold rows of projects, each with the position of the column.
+_PROJECT_TABLES = """
+SELECT c.relname, a.attnum
+FROM pg_class AS c
+INNER JOIN pg_namespace AS n ON n.oid = c.relnamespace
+INNER JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'project_id' AND NOT a.attisdropped
+WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
+"""
 
 
 def test_the_walk_meets_every_file() -> None:
@@ -73,6 +87,78 @@ def test_every_statement_keeps_to_one_project(package: str, query: Query) -> Non
 
 
 @pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
+async def test_postgresql_sees_every_statement_kept_to_one_project(
+    database: Database, package: str, query: Query
+) -> None:
+    """P6, F73: by PostgreSQL's own plan, every table that a statement reads or changes is looked at for the rows of the
+    caller's project alone, and every row that it inserts is of that project."""
+    if query.name in OF_NO_PROJECT | WITHIN_PROJECTS:
+        return
+    rows = await database.read(lambda connection: _plan(connection, query, "VERBOSE, FORMAT JSON"))
+    tables = await database.read(lambda connection: connection.fetch(_PROJECT_TABLES))
+    positions = {row["relname"]: row["attnum"] for row in tables}
+    assert len(positions) > 20
+    assert _unbound(json.loads("".join(rows))[0]["Plan"], query, positions) == []
+
+
+def _unbound(plan: dict[str, Any], query: Query, positions: dict[str, int]) -> list[str]:
+    """The tables of a plan that are not bound to the project that the statement is given."""
+    number = query.parameters.index("project_id") + 1 if "project_id" in query.parameters else 0
+    given = re.compile(rf"project_id\)?(?:::\w+)? = \(?\${number}\b")
+    nodes = list(_nodes(plan))
+    # What comes out of a part of the statement was read by it, under the same test.
+    bound = {node["Alias"] for node in nodes if node["Node Type"] in ("CTE Scan", "Subquery Scan")}
+    waiting = [node for node in nodes if "Scan" in node["Node Type"] and node.get("Relation Name") in positions]
+    waiting = [node for node in waiting if node["Node Type"] != "CTE Scan"]
+    while waiting:
+        found = [node for node in waiting if given.search(_conditions(node)) or _follows(node, bound)]
+        if not found:
+            break
+        bound |= {node["Alias"] for node in found}
+        waiting = [node for node in waiting if node not in found]
+    wrong = [f"{node['Node Type']} {node['Relation Name']}: {_conditions(node)}" for node in waiting]
+    for node in nodes:
+        if node.get("Operation") == "Insert" and node["Relation Name"] in positions:
+            value = _inserted(node, query, positions[node["Relation Name"]])
+            if not re.fullmatch(rf"\(?\${number}\)?(::\w+)?|\w+\.project_id|project_id", value):
+                wrong.append(f"Insert {node['Relation Name']}: {value}")
+    return wrong
+
+
+def _inserted(node: dict[str, Any], query: Query, position: int) -> str:
+    """What an INSERT gives as the project_id: its source has the columns of the table."""
+    source = next(child for child in node["Plans"] if child["Parent Relationship"] == "Outer")
+    value = str(source["Output"][position - 1])
+    if not value.startswith('"*SELECT*".'):
+        return value
+    # Handed on from below, where the columns are those that the statement lists.
+    listed = re.search(rf"INSERT INTO {node['Relation Name']}[^(]*\(([^)]*)\)", query.sql)
+    assert listed is not None
+    columns = [column.strip() for column in listed[1].split(",")]
+    return str(source["Plans"][0]["Output"][columns.index("project_id")])
+
+
+def _follows(node: dict[str, Any], bound: set[str]) -> bool:
+    """Whether the rows of a scan are those of the project of rows that are bound."""
+    others = re.findall(r"project_id\)?(?:::\w+)? = \(?(\w+)\.project_id", _conditions(node))
+    return any(other in bound for other in others)
+
+
+def _conditions(node: dict[str, Any]) -> str:
+    return " AND ".join(
+        str(node[name]) for name in ("Index Cond", "Recheck Cond", "Filter", "TID Cond") if name in node
+    )
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        # An index has its condition in the bitmap's node above it, once more.
+        if child["Node Type"] != "Bitmap Index Scan":
+            yield from _nodes(child)
+
+
+@pytest.mark.parametrize(("package", "query"), STATEMENTS, ids=[f"{p}.{q.name}" for p, q in STATEMENTS])
 def test_no_statement_takes_whatever_columns_there_are(package: str, query: Query) -> None:
     """X3: columns are listed, so that an older server runs on a newer schema."""
     assert not re.search(r"\bSELECT\s+(\w+\.)?\*|\bRETURNING\s+\*", query.sql)
@@ -97,7 +183,7 @@ async def test_only_the_log_of_a_project_walks_in_the_order_of_time(
     assert bool(indexes) == walks
 
 
-async def _plan(connection: Connection, query: Query) -> list[str]:
+async def _plan(connection: Connection, query: Query, options: str = "VERBOSE OFF") -> list[str]:
     # Without values nothing would be left of a partitioned table.
     # SQL's own PREPARE takes no statement that makes a table; what fills the table is what is planned.
     sql = re.sub(r"^CREATE TEMP TABLE \w+ ON COMMIT DROP AS\s", "", query.sql)
@@ -105,7 +191,7 @@ async def _plan(connection: Connection, query: Query) -> list[str]:
     try:
         nothing = ", ".join("NULL" for _ in query.parameters)
         # The generic plan, which every connection keeps.
-        rows = await connection.fetch(f"EXPLAIN EXECUTE planned{f'({nothing})' if nothing else ''}")
+        rows = await connection.fetch(f"EXPLAIN ({options}) EXECUTE planned{f'({nothing})' if nothing else ''}")
     finally:
         await connection.execute("DEALLOCATE planned; RESET enable_partition_pruning")
     return [row[0] for row in rows]

@@ -21,7 +21,7 @@ def trailer_bytes(error: OnefoldError) -> int:
 @pytest.mark.parametrize(
     "key", ["names[7]", "data." + "x" * 90_000, "data." + "é" * 40_000, "data." + "\U0001f600" * 20_000]
 )
-@pytest.mark.parametrize("count", [1, 20, 1_000, 20_000])
+@pytest.mark.parametrize("count", [1, 20, 1_000, 3_000])
 def test_an_error_reaches_its_caller(key: str, count: int) -> None:
     """X2: however many fields are wrong and however long their paths, the error fits into the trailers of a call."""
     error = invalid([Violation(key, "must have printable characters only") for _ in range(count)])

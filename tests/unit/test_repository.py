@@ -162,7 +162,7 @@ def test_imports_are_declared(folder: str, extras: list[str]) -> None:
     declared: set[str] = {canonicalize_name(Requirement(text).name) for text in wanted}
     if folder == "scripts":
         # The fuzzer runs in an environment of its own.
-        declared |= {name for name, _, _, _ in pins("fuzz.txt")}
+        declared |= {canonicalize_name(name) for name, _, _, _ in pins("fuzz.txt")}
     # namespace packages belong to several distributions: one that is declared is enough
     providers = packages_distributions()
     missing = {
