@@ -27,7 +27,7 @@ from .stage import NotMeasuredError, private_folder
 
 _HELPS: Final = 5
 _EVENTS: Final = 300_000
-_FEW: Final = 1_000
+_FEW: Final = 50_000
 _ROUNDS: Final = 3
 _SEED: Final = """
 WITH person AS (
@@ -57,7 +57,7 @@ def help_cpu() -> list[Figure]:
 
 
 def importing() -> list[Figure]:
-    """Events/s of an import over asyncpg's COPY of the same rows, and the import's memory over that of a small one."""
+    """Events/s of an import over asyncpg's COPY of the same rows, and its memory over that of a smaller import."""
     with private_folder() as folder:
         # Autovacuum would fall into one measurement and not into the next.
         postgres = EmbeddedPostgres.start(folder, durable=True, settings={"autovacuum": "off"})

@@ -6,8 +6,7 @@ the database and moves with the rows, so an import that was interrupted goes on 
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import asyncpg
@@ -26,6 +25,7 @@ from onefold.transfer.file import Checked, Section, blocks, wrong
 from onefold.transfer.tables import TABLES, Table, columns_of, queries
 
 _DISCARD_ROWS: Final = 50_000
+_PIECE_BYTES: Final = 64 * 1024
 _TABLES: Final = {table.name: table for table in TABLES}
 
 
@@ -157,7 +157,7 @@ async def _bring_in(
         try:
             async with connection.transaction():
                 await connection.copy_to_table(
-                    "staged", source=io.BytesIO(block), format="csv", delimiter=DELIMITER, quote=QUOTE
+                    "staged", source=_pieces(block), format="csv", delimiter=DELIMITER, quote=QUOTE
                 )
                 tag = await connection.execute(sql, project_id)
                 if int(tag.rpartition(" ")[2]) != block.count(b"\n"):
@@ -169,6 +169,13 @@ async def _bring_in(
             # Its hash is right, so somebody has made it by hand.
             raise wrong(file.path, f"has {section.name} that cannot be stored, before byte {end}") from None
         on_bytes(end)
+
+
+async def _pieces(block: bytes) -> AsyncIterator[bytes]:
+    """A block as asyncpg takes it without keeping it: of what it reads from a file object it holds every byte until the
+    garbage collector comes by, which is the whole file."""
+    for start in range(0, len(block), _PIECE_BYTES):
+        yield block[start : start + _PIECE_BYTES]
 
 
 async def _finish(connection: asyncpg.Connection[asyncpg.Record], project_id: str, file: Checked) -> str:
