@@ -24,7 +24,7 @@ import orjson
 import structlog
 
 # Lines that wait to be written; more are dropped.
-_WAITING_BYTES: Final = 4 * 1024 * 1024
+WAITING_BYTES: Final = 4 * 1024 * 1024
 # Lines that come together are written together: to wake the thread costs more than to write.
 _GATHER_SECONDS: Final = 0.02
 # How long the end of a process may wait for somebody to read its last lines.
@@ -41,7 +41,7 @@ _render: Callable[[dict[str, Any]], bytes]
 class Writer:
     """Writes lines to a descriptor by a thread of its own. `write` never waits."""
 
-    def __init__(self, descriptor: int, tell: Callable[[int], bytes], waiting_bytes: int = _WAITING_BYTES) -> None:
+    def __init__(self, descriptor: int, tell: Callable[[int], bytes], waiting_bytes: int = WAITING_BYTES) -> None:
         """`tell` makes the line that says how many were dropped."""
         self._tell = tell
         self._waiting_bytes = waiting_bytes
