@@ -58,7 +58,8 @@ def table() -> str:
         "a stream": f"no end of its own; ended when its caller reads nothing for {limits.STREAM_WRITE_SECONDS:g} s",
         "calls and streams on one connection": f"{limits.CONNECTION_STREAMS:,} at a time",
         "calls, events of a project": f"{rates}; none by default",
-        "wrong fields that one error lists": f"{_size(limits.ERROR_FIELDS_BYTES)}, {limits.ERROR_TEXT_BYTES} bytes of a path",
+        "wrong fields that one error lists": f"{_size(limits.ERROR_FIELDS_BYTES)}, "
+        f"{limits.ERROR_TEXT_BYTES} bytes of a path",
         "side port": f"{http.CONNECTIONS} connections (the oldest goes), a request of {_size(http.REQUEST_BYTES)}",
         "log lines that wait for a reader of stderr": f"{_size(logs.WAITING_BYTES)}, then dropped and counted",
     }
