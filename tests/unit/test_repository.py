@@ -132,7 +132,7 @@ def test_locks_hold_no_address(lock: str) -> None:
     ("lock", "wanted"),
     [
         ("dev.txt", [*PROJECT["dependencies"], *(name for extra in EXTRAS.values() for name in extra)]),
-        ("server.txt", [*PROJECT["dependencies"], *EXTRAS["server"]]),
+        ("server.txt", [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["otel"]]),
     ],
 )
 def test_locks_satisfy_pyproject(lock: str, wanted: list[str]) -> None:
