@@ -573,7 +573,7 @@ async def test_a_write_that_is_refused_for_its_key_writes_nothing(email_project:
 TABLES = [
     *["projects", "api_keys", "profiles", "identifiers", "events", "anonymous_events", "event_ids", "merges"],
     *["devices", "token_disables", "intents", "requests", "moves", "forgotten", "invite_events"],
-    *["triggers", "trigger_purges", "activities"],
+    *["triggers", "trigger_purges", "activities", "imports"],
     *["criteria", "consents", "activation_visitors", "activation_notes", "activation_reviews"],
 ]
 
