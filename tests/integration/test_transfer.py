@@ -6,19 +6,16 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
 from onefold.callers import IdentifierType, Region
 from onefold.config import Settings
-from onefold.db.migrate import migrate
 from onefold.errors import OnefoldError
 from onefold.projects.bootstrap import create_project, ensure_project
 from onefold.transfer import file as transfer_file
@@ -39,40 +36,15 @@ from onefold.v1.identity_service_pb2 import (
 from onefold.v1.projects_service_pb2 import GetProjectRequest, UpdateProjectRequest
 from support.client import Client, email, failure, first_answer
 from support.criteria import make_criterion, named
-from support.databases import empty_database
 from support.merging import devices, disable, fields, identify, merge, put, register, undo
-from support.probes import rows_of, world_of
-from support.serving import served
+from support.places import Place, place
+from support.probes import rows_of
 from support.watching import watching
 from support.world import World
 
 A, B, C, D, E = (email(f"{name}@example.com") for name in "abcde")
-SECRET = SecretStr("the same for every server here")
 # Numbers that no double holds, and a line's end between tokens.
 TELLING = '{"big": 1152921504606846977,\n "huge": 1e300, "text": "a\\nb \\"quoted\\" \\\\ \u00e9"}'
-
-
-@dataclass(frozen=True)
-class Place:
-    """A server on a database, and hands behind it."""
-
-    settings: Settings
-    channel: grpc.aio.Channel
-    world: World
-
-    def client(self, project_id: str, key: str) -> Client:
-        """Stubs with a key."""
-        return Client(self.channel, project_id, key)
-
-
-@asynccontextmanager
-async def place(settings: Settings, name: str) -> AsyncIterator[Place]:
-    """A database of its own on the tests' PostgreSQL, with the schema, and a server on it."""
-    async with empty_database(settings.database_url, name) as url:
-        own = settings.model_copy(update={"database_url": url, "forget_secret": SECRET, "drain_seconds": 0.0})
-        await migrate(url)
-        async with served(own) as channel, world_of(url) as world:
-            yield Place(own, channel, world)
 
 
 @pytest_asyncio.fixture(scope="module")
