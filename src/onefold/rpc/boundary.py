@@ -28,19 +28,19 @@ from typing import Any, Final, cast
 import grpc
 import structlog
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.message import DecodeError
 
 from onefold.callers import Caller, Scope, caller, set_caller
 from onefold.errors import Kind, OnefoldError, Reason, exhausted
 from onefold.limits import (
     CALL_DEFAULT_SECONDS,
     CALL_MAX_SECONDS,
-    MESSAGE_BYTES,
     STREAM_KEY_CHECK_SECONDS,
     STREAM_WRITE_SECONDS,
 )
+from onefold.rpc.messages import MISSING, check_message, fitting, tolerant
 from onefold.rpc.rates import Rates
 from onefold.rpc.status import to_status
+from onefold.rpc.streams import all_ended
 from onefold.telemetry.calls import Call, MethodWatch
 from onefold.v1 import options_pb2
 
@@ -86,14 +86,6 @@ class _Places:
             yield
         finally:
             self._free += 1
-
-
-class _Undecodable:
-    """Stands in for a request whose bytes are not a message of the method."""
-
-
-class _TooLarge:
-    """Stands in for a request of more bytes than a message may have."""
 
 
 class _NotNowError(Exception):
@@ -158,7 +150,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self, method: str, scope: Scope, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         codecs: dict[str, Any] = {
-            "request_deserializer": _tolerant(handler.request_deserializer),
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         watch = MethodWatch(method, takes_stream=handler.request_streaming, gives_stream=handler.response_streaming)
@@ -187,7 +179,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                         request = await _only(requests)
                         watch.counts.received += 1
                         self._rates.admit(who, scope, watch.method, request)
-                        answer = _fitting(await handler(request, context))
+                        answer = fitting(await handler(request, context))
                 watch.counts.sent += 1
                 call.succeeded()
                 return answer
@@ -268,7 +260,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             stopping.cancel()
             working.cancel()
             # Whatever the stream holds is given back before the call ends.
-            await _all_ended({working, stopping})
+            await all_ended({working, stopping})
 
     async def _until_stopping(self, requests: AsyncIterator[Any], watch: MethodWatch) -> AsyncGenerator[Any]:
         """The messages of a stream, until the server is being stopped: then SERVER_STOPPING."""
@@ -284,7 +276,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if request is _END:
                     return
                 watch.counts.received += 1
-                _check(request)
+                check_message(request)
                 # A stream is not refused for its project's limit: it is read as fast as that allows.
                 while seconds := self._rates.seconds_until(caller(), watch.method, request):
                     await asyncio.wait({stopping}, timeout=min(seconds, _RATE_LOOK_SECONDS))
@@ -305,7 +297,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             async for answer in answers:
                 try:
                     async with asyncio.timeout(seconds):
-                        await context.write(_fitting(answer))
+                        await context.write(fitting(answer))
                         watch.counts.sent += 1
                 except TimeoutError:
                     raise OnefoldError(
@@ -348,36 +340,10 @@ class Boundary(grpc.aio.ServerInterceptor):
         return caller
 
 
-def _check(request: Any) -> Any:
-    """The request, if its bytes were a message of the method and not too many."""
-    if isinstance(request, _Undecodable):
-        raise OnefoldError(
-            Kind.INVALID_ARGUMENT,
-            Reason.REQUEST_MALFORMED,
-            "The bytes are not a message of this method: wrong encoding, text that is not UTF-8, or data nested too "
-            "deeply.",
-        )
-    if isinstance(request, _TooLarge):
-        raise exhausted(Reason.MESSAGE_TOO_LARGE, f"The request is larger than {MESSAGE_BYTES} bytes.")
-    return request
-
-
 async def _only(requests: AsyncIterator[Any]) -> Any:
     """The request of a method that takes one."""
     request = await _next(requests)
-    return _check(_Undecodable() if request is _END else request)
-
-
-async def _all_ended(tasks: set[asyncio.Task[Any]]) -> None:
-    """Waits for tasks that were cancelled, also when the one that waits is cancelled meanwhile, once or more often."""
-    again: asyncio.CancelledError | None = None
-    while not all(task.done() for task in tasks):
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as cancelled:
-            again = cancelled
-    if again is not None:
-        raise again
+    return check_message(MISSING if request is _END else request)
 
 
 async def _next(requests: AsyncIterator[Any]) -> Any:
@@ -417,34 +383,10 @@ def _busy() -> OnefoldError:
     return error
 
 
-def _fitting(answer: Any) -> Any:
-    """The answer, unless it is larger than callers take: pages end before that, one large profile may not."""
-    if answer.ByteSize() > MESSAGE_BYTES:
-        raise exhausted(
-            Reason.MESSAGE_TOO_LARGE,
-            f"The answer is larger than {MESSAGE_BYTES} bytes. JSON text (data_format) is smaller than a Struct.",
-        )
-    return answer
-
-
 def _seconds(context: Context) -> float:
     """How long the call may take: what the caller says, 10 s if it says nothing, 30 s at most."""
     remaining = context.time_remaining()
     return CALL_DEFAULT_SECONDS if remaining is None else min(remaining, CALL_MAX_SECONDS)
-
-
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """A deserialiser under which bytes that are no message get a proper error (grpc alone would answer UNKNOWN)."""
-
-    def tolerant(data: bytes) -> Any:
-        if len(data) > MESSAGE_BYTES:
-            return _TooLarge()
-        try:
-            return deserialize(data) if deserialize else data
-        except DecodeError:
-            return _Undecodable()
-
-    return tolerant
 
 
 def _internal(method: str, fault: Exception) -> OnefoldError:

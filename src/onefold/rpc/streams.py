@@ -39,3 +39,15 @@ async def read_ahead(source: AsyncGenerator[T], count: int) -> AsyncGenerator[T]
     finally:
         reader.cancel()
         await asyncio.wait({reader})
+
+
+async def all_ended(tasks: set[asyncio.Task[Any]]) -> None:
+    """Waits for tasks that were cancelled, also when the one that waits is cancelled meanwhile, once or more often."""
+    again: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as cancelled:
+            again = cancelled
+    if again is not None:
+        raise again
