@@ -51,6 +51,8 @@ OF_NO_PROJECT = {
 # Statements about projects and keys themselves: a key's id before it is known whose it is, a new project, the list of a
 # project's own.
 WITHIN_PROJECTS = {"find_api_key", "forget_secret", "insert_project", "list_projects", "is_ahead"}
+# Of the commands of whoever runs the service, which may look at all projects. No call of the API comes here.
+OF_OPERATORS = {"list_intents", "retry_intents"}
 # The tables that hold rows of projects, each with the position of the column.
 _PROJECT_TABLES = """
 SELECT c.relname, a.attnum
@@ -92,13 +94,40 @@ async def test_postgresql_sees_every_statement_kept_to_one_project(
 ) -> None:
     """P6, F73: by PostgreSQL's own plan, every table that a statement reads or changes is looked at for the rows of the
     caller's project alone, and every row that it inserts is of that project."""
-    if query.name in OF_NO_PROJECT | WITHIN_PROJECTS:
+    if query.name in OF_NO_PROJECT | WITHIN_PROJECTS | OF_OPERATORS:
         return
     rows = await database.read(lambda connection: _plan(connection, query, "VERBOSE, FORMAT JSON"))
     tables = await database.read(lambda connection: connection.fetch(_PROJECT_TABLES))
     positions = {row["relname"]: row["attnum"] for row in tables}
     assert len(positions) > 20
     assert _unbound(json.loads("".join(rows))[0]["Plan"], query, positions) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT event_id FROM events WHERE profile_id = $1::uuid AND $2::text IS NOT NULL", "events"),
+        (
+            """SELECT e.event_id FROM profiles AS p INNER JOIN events AS e ON e.profile_id = p.profile_id
+            WHERE p.profile_id = $1::uuid AND p.project_id = $2""",
+            "events",
+        ),
+        ("DELETE FROM devices WHERE profile_id = $1::uuid OR project_id = $2", "devices"),
+        (
+            """INSERT INTO requests (project_id, request_id, body_hash, answer)
+            SELECT 'another', $1::text, '', '' WHERE $2::text IS NOT NULL""",
+            "Insert requests",
+        ),
+    ],
+    ids=["read", "join", "or", "insert"],
+)
+async def test_a_statement_that_leaves_its_project_is_found(database: Database, sql: str, told: str) -> None:
+    """P6: the look at the plans finds a statement that reads, joins, changes or inserts rows of other projects."""
+    query = Query("bad", sql, ("other", "project_id"))
+    rows = await database.read(lambda connection: _plan(connection, query, "VERBOSE, FORMAT JSON"))
+    tables = await database.read(lambda connection: connection.fetch(_PROJECT_TABLES))
+    found = _unbound(json.loads("".join(rows))[0]["Plan"], query, {row["relname"]: row["attnum"] for row in tables})
+    assert [line for line in found if told in line] == found != []
 
 
 def _unbound(plan: dict[str, Any], query: Query, positions: dict[str, int]) -> list[str]:
@@ -111,12 +140,12 @@ def _unbound(plan: dict[str, Any], query: Query, positions: dict[str, int]) -> l
     waiting = [node for node in nodes if "Scan" in node["Node Type"] and node.get("Relation Name") in positions]
     waiting = [node for node in waiting if node["Node Type"] != "CTE Scan"]
     while waiting:
-        found = [node for node in waiting if given.search(_conditions(node)) or _follows(node, bound)]
+        found = [node for node in waiting if any(map(given.search, _conditions(node))) or _follows(node, bound)]
         if not found:
             break
         bound |= {node["Alias"] for node in found}
         waiting = [node for node in waiting if node not in found]
-    wrong = [f"{node['Node Type']} {node['Relation Name']}: {_conditions(node)}" for node in waiting]
+    wrong = [f"{node['Node Type']} {node['Relation Name']}: {' AND '.join(_conditions(node))}" for node in waiting]
     for node in nodes:
         if node.get("Operation") == "Insert" and node["Relation Name"] in positions:
             value = _inserted(node, query, positions[node["Relation Name"]])
@@ -140,14 +169,30 @@ def _inserted(node: dict[str, Any], query: Query, position: int) -> str:
 
 def _follows(node: dict[str, Any], bound: set[str]) -> bool:
     """Whether the rows of a scan are those of the project of rows that are bound."""
-    others = re.findall(r"project_id\)?(?:::\w+)? = \(?(\w+)\.project_id", _conditions(node))
-    return any(other in bound for other in others)
+    pattern = re.compile(r"project_id\)?(?:::\w+)? = \(?(\w+)\.project_id")
+    return any(other in bound for condition in _conditions(node) for other in pattern.findall(condition))
 
 
-def _conditions(node: dict[str, Any]) -> str:
-    return " AND ".join(
-        str(node[name]) for name in ("Index Cond", "Recheck Cond", "Filter", "TID Cond") if name in node
-    )
+def _conditions(node: dict[str, Any]) -> list[str]:
+    """What holds for every row of a scan; what is only one side of an OR does not count."""
+    names = ("Index Cond", "Recheck Cond", "Filter", "TID Cond")
+    parts = [part for name in names if name in node for part in _conjuncts(str(node[name]))]
+    return [part for part in parts if " OR " not in part]
+
+
+def _conjuncts(text: str) -> list[str]:
+    """The parts of a condition that AND joins at its outermost level."""
+    parts, depth, begin = [], 0, 0
+    inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
+    for index, letter in enumerate(inner):
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth < 0:
+            # The first and the last parenthesis are no pair.
+            return [text]
+        if depth == 0 and inner.startswith(" AND ", index):
+            parts.append(inner[begin:index])
+            begin = index + len(" AND ")
+    return [*parts, inner[begin:]]
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
