@@ -16,7 +16,7 @@ from chaos.run import PROJECT, WRONG, Opened, audit, chaos, data_of, is_right, o
 from support.folders import reachable_folder
 
 SEED = 20261122
-MINUTES = 0.5
+MINUTES = 1.0
 # Others may use the machine at the same time; what is waited for ends by itself.
 PATIENCE_SECONDS = 600
 

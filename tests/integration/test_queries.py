@@ -52,7 +52,7 @@ OF_NO_PROJECT = {
 # project's own.
 WITHIN_PROJECTS = {"find_api_key", "forget_secret", "insert_project", "list_projects", "is_ahead"}
 # Of the commands of whoever runs the service, which may look at all projects. No call of the API comes here.
-OF_OPERATORS = {"list_intents", "retry_intents"}
+OF_OPERATORS = {"list_intents", "retry_intents", "list_all_projects"}
 # The tables that hold rows of projects, each with the position of the column.
 _PROJECT_TABLES = """
 SELECT c.relname, a.attnum

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import grpc
 
 from onefold.config import Settings
+from onefold.db.migrate import migrate
 from onefold.projects.bootstrap import ensure_project
 from onefold.worker import work
 from support.client import Client
+from support.databases import empty_database
 from support.probes import eventually
 from support.scraping import Page, scrape
 from support.serving import served
@@ -54,14 +56,16 @@ class Watched:
 
 @asynccontextmanager
 async def watching(settings: Settings) -> AsyncIterator[Watched]:
-    """Both, while the block runs."""
-    both = settings.model_copy(update={"http_port": 0, "sweep_seconds": 0.2})
+    """Both, while the block runs, on a database of their own: what other tests have left undone is not their work."""
     http: list[str] = []
     ready, stop = asyncio.Event(), asyncio.Event()
-    async with served(both, on_http=http.append) as channel:
-        working = asyncio.create_task(work(both, on_ready=ready.set, on_http=http.append, stop=stop))
-        await ready.wait()
-        yield Watched(channel, http[0], http[1], both)
-        stop.set()
-        await working
+    async with empty_database(settings.database_url, "watched") as url:
+        await migrate(url)
+        both = settings.model_copy(update={"database_url": url, "http_port": 0, "sweep_seconds": 0.2})
+        async with served(both, on_http=http.append) as channel:
+            working = asyncio.create_task(work(both, on_ready=ready.set, on_http=http.append, stop=stop))
+            await ready.wait()
+            yield Watched(channel, http[0], http[1], both)
+            stop.set()
+            await working
     gc.collect()
