@@ -49,6 +49,8 @@ _IN_FLIGHT: Final = 256
 _BATCH: Final = 1_000
 _BATCHES: Final = 20
 _BATCHES_IN_FLIGHT: Final = 8
+# So many different ones, sent in turn; _BATCHES and the others are multiples of it.
+_DIFFERENT: Final = 4
 
 _ROUNDS: Final = 7
 # On a busy machine fewer rounds must do.
@@ -90,7 +92,7 @@ def batch() -> list[Figure]:
     With data as JSON text, as a Struct, and with event ids of the caller; and by TrackStream. The server is run as it
     would be on a machine of two cores, in two processes; the first figure is taken of one process, too.
     """
-    few = _BATCHES_IN_FLIGHT
+    few = _DIFFERENT
     with _served() as (running, one), _two(running) as two:
         return [
             _batch(running, two, "batch_track_ratio", BATCH_TRACK, lambda: _batches(_event, few)),
@@ -142,7 +144,7 @@ def scale() -> list[Figure]:
 def memory() -> list[Figure]:
     """The server's peak after 1,000,000 events by BatchTrack, and that over its peak after the first half."""
     with _served() as (running, server):
-        requests = _batches(_event, _BATCHES_IN_FLIGHT)
+        requests = _batches(_event, _DIFFERENT)
         before = _peak_megabytes(server.pid)
         peaks = []
         for _ in range(2):

@@ -176,7 +176,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                     async with asyncio.timeout(_seconds(context)):
                         set_caller(who := await self._admit(context, scope))
                         call.project_id = who.project.project_id
-                        request = await _only(requests)
+                        request = await _only(context)
                         watch.counts.received += 1
                         self._rates.admit(who, scope, watch.method, request)
                         answer = fitting(await handler(request, context))
@@ -212,7 +212,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                                 await self._while_admitted(work, context, scope, ends_itself=True)
                         else:
                             async with asyncio.timeout(CALL_DEFAULT_SECONDS):
-                                request = await _only(requests)
+                                request = await _only(context)
                             watch.counts.received += 1
                             work = self._write_all(handler(request, context), context, watch)
                             await self._while_admitted(work, context, scope, ends_itself=False)
@@ -340,10 +340,10 @@ class Boundary(grpc.aio.ServerInterceptor):
         return caller
 
 
-async def _only(requests: AsyncIterator[Any]) -> Any:
-    """The request of a method that takes one."""
-    request = await _next(requests)
-    return check_message(MISSING if request is _END else request)
+async def _only(context: Context) -> Any:
+    """The request of a method that takes one. Not by iterating: a generator that is left unfinished costs a task."""
+    request = await context.read()
+    return check_message(MISSING if request is grpc.aio.EOF else request)
 
 
 async def _next(requests: AsyncIterator[Any]) -> Any:
