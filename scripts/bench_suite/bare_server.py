@@ -18,7 +18,8 @@ from .floor_server import track
 class _Nothing:
     """Stands in for what watches a method, and for what watches one of its calls."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, method: str, **_: Any) -> None:
+        self.method = method
         self.counts = MethodCounts()
         self.project_id = ""
 
