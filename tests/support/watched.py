@@ -56,12 +56,13 @@ class Watched:
 
 @asynccontextmanager
 async def watching(settings: Settings) -> AsyncIterator[Watched]:
-    """Both, while the block runs, on a database of their own: what other tests have left undone is not their work."""
+    """Both, while the block runs, on databases of their own: what other tests have left undone is not their work."""
     http: list[str] = []
     ready, stop = asyncio.Event(), asyncio.Event()
     async with empty_database(settings.database_url, "watched") as url:
         await migrate(url)
-        both = settings.model_copy(update={"database_url": url, "http_port": 0, "sweep_seconds": 0.2})
+        own = {"database_url": url, "redis_url": f"{settings.redis_url}?db=1"}
+        both = settings.model_copy(update={**own, "http_port": 0, "sweep_seconds": 0.2})
         async with served(both, on_http=http.append) as channel:
             working = asyncio.create_task(work(both, on_ready=ready.set, on_http=http.append, stop=stop))
             await ready.wait()
