@@ -271,6 +271,18 @@ async def test_a_file_that_is_not_whole(
     assert not any((await rows_of(there.world, "spoilt")).values())
 
 
+@pytest.mark.parametrize("field", ["project_id", "project", "forget_name", "forget_proof", "columns"])
+def test_a_first_line_made_by_hand(exported: Path, folder: Path, field: str) -> None:
+    """X2: a first line that lacks something, or has something else in its place, is refused in one line, though the
+    hash is right."""
+    head, *rows, _ = exported.read_bytes().splitlines(keepends=True)
+    parsed = json.loads(head)
+    assert check(written(folder / "by-hand.jsonl", parsed, rows)).head.model_dump()[field] == parsed.pop(field)
+    for wrong in (parsed, {**parsed, field: 7}, {**parsed, field: ["x"]}):
+        with pytest.raises(OnefoldError, match="a first line that no export wrote"):
+            check(written(folder / "by-hand.jsonl", wrong, rows))
+
+
 def without_a_row(data: bytes) -> bytes:
     """The file without one of its profiles."""
     lines = data.splitlines(keepends=True)

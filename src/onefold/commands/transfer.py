@@ -88,7 +88,7 @@ def _import(path: Path, project_id: str | None, *, drop_forgotten: bool) -> None
                 own, checked, project_id=project_id, drop_forgotten=drop_forgotten, on_bytes=on_bytes
             ),
             stopped=f"stopped; run the same command again to go on, or: onefold import --discard "
-            f"{project_id or checked.head['project_id']}",
+            f"{project_id or checked.head.project_id}",
         )
     counts = {section.name: section.rows for section in checked.sections}
     click.echo(f"imported {_summary(counts)}", err=True)

@@ -19,7 +19,7 @@ from onefold.db.queries import Connection
 from onefold.errors import Reason, failed_precondition, not_found
 from onefold.limits import ANONYMOUS_LIFETIME
 from onefold.projects.store import forget_secret, get_project
-from onefold.transfer.file import Writer
+from onefold.transfer.file import Head, Writer
 from onefold.transfer.tables import TABLES, columns_of, queries
 
 # Characters that no JSON text holds: with these, COPY's CSV is the lines themselves.
@@ -82,7 +82,7 @@ async def _export(
 
     try:
         columns = {table.name: list(await columns_of(connection, table.name)) for table in TABLES}
-        writer.head({**await _head(connection, settings, project_id), "columns": columns})
+        writer.head(await _head(connection, settings, project_id, columns))
         for table in TABLES:
             writer.section(table.name)
             sql = table.export_sql(columns[table.name])
@@ -97,7 +97,7 @@ async def _export(
         writer.drop()
 
 
-async def _head(connection: Connection, settings: Settings, project_id: str) -> dict[str, Any]:
+async def _head(connection: Connection, settings: Settings, project_id: str, columns: dict[str, list[str]]) -> Head:
     names = ", ".join(await columns_of(connection, "projects"))
     row = await connection.fetchval(
         f"SELECT row_to_json(r)::text FROM (SELECT {names} FROM projects WHERE project_id = $1) AS r",  # noqa: S608
@@ -106,12 +106,13 @@ async def _head(connection: Connection, settings: Settings, project_id: str) -> 
     forget = await queries.forget_name.fetchrow(connection, project_id=project_id)
     assert forget is not None  # the project is there
     proof = await forget_proof(connection, settings, forget["forget_name"]) if forget["has_hashes"] else None
-    return {
-        "project_id": project_id,
-        "project": orjson.loads(row),
-        "forget_name": forget["forget_name"],
-        "forget_proof": proof,
-    }
+    return Head(
+        project_id=project_id,
+        project=orjson.loads(row),
+        forget_name=forget["forget_name"],
+        forget_proof=proof,
+        columns=columns,
+    )
 
 
 async def forget_proof(connection: Connection, settings: Settings, forget_name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onefold.errors import OnefoldError, Reason, failed_precondition
 
@@ -41,12 +42,25 @@ class Section:
     rows: int
 
 
+class Head(BaseModel):
+    """What the first line says: the project and its settings, under which name and secret identifiers were hashed, and
+    the columns of each table."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    project_id: str
+    project: dict[str, Any]
+    forget_name: str
+    forget_proof: str | None
+    columns: dict[str, list[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A file that is whole: what its end says of it is true."""
 
     path: Path
-    head: dict[str, Any]
+    head: Head
     sections: list[Section]
     sha256: bytes
 
@@ -83,7 +97,7 @@ def _check(path: Path, file: BinaryIO, told: Told) -> Checked:
                 _check_end(path, _parsed(path, line, number)["end"], sections, digest.hexdigest())
                 if file.read(1):
                     raise wrong(path, f"goes on behind its end in line {number}")
-                return Checked(path, head, sections, digest.digest())
+                return Checked(path, _read_head(path, head), sections, digest.digest())
             name, start, first = str(_parsed(path, line, number)["section"]), position + len(line), number
         digest.update(line)
         position += len(line)
@@ -91,6 +105,14 @@ def _check(path: Path, file: BinaryIO, told: Told) -> Checked:
             told(position)
             reported = position
     raise wrong(path, f"is cut off behind line {number}")
+
+
+def _read_head(path: Path, head: dict[str, Any]) -> Head:
+    try:
+        return Head.model_validate(head)
+    except ValidationError:
+        # Its hash is right, so somebody has made it by hand.
+        raise wrong(path, "has a first line that no export wrote") from None
 
 
 def _check_end(path: Path, end: Any, sections: list[Section], sha256: str) -> None:
@@ -136,9 +158,9 @@ class Writer:
             raise wrong(path, f"cannot be written: {error.strerror}") from None
         self._file = os.fdopen(descriptor, "wb")
 
-    def head(self, values: dict[str, Any]) -> None:
+    def head(self, head: Head) -> None:
         """The first line."""
-        self._write(orjson.dumps({"onefold_export": FORMAT, **values}) + b"\n")
+        self._write(orjson.dumps({"onefold_export": FORMAT, **head.model_dump()}) + b"\n")
 
     def section(self, name: str) -> None:
         """Begins the rows of a table."""

@@ -41,7 +41,7 @@ async def import_project(
 
     Run again after an interruption it goes on where it was. Raises OnefoldError.
     """
-    project_id = project_id or str(file.head["project_id"])
+    project_id = project_id or file.head.project_id
     _require_id(project_id)
     connection = await connect(settings.database_url)
     try:
@@ -92,7 +92,7 @@ async def _columns(connection: Connection, file: Checked) -> dict[str, dict[str,
     found = {}
     for section in file.sections:
         known = await columns_of(connection, section.name) if section.name in _TABLES else {}
-        told = file.head.get("columns", {}).get(section.name, ())
+        told = file.head.columns.get(section.name, ())
         if not told or not set(told) <= set(known):
             raise wrong(file.path, f"has {section.name} that this version does not know: import it with a newer one")
         found[section.name] = {name: known[name] for name in told}
@@ -105,8 +105,8 @@ async def _check_forgotten(
     """The sections to leave out. Hashes that are keyed otherwise would block nobody, in silence."""
     if drop_forgotten:
         return {"forgotten"}
-    told = file.head.get("forget_proof")
-    if told is not None and told != await forget_proof(connection, settings, str(file.head["forget_name"])):
+    told = file.head.forget_proof
+    if told is not None and told != await forget_proof(connection, settings, file.head.forget_name):
         raise failed_precondition(
             Reason.INTERNAL,
             f"{file.path} has hashes of forgotten identifiers under another secret: set ONEFOLD_FORGET_SECRET as where "
@@ -181,7 +181,7 @@ async def _pieces(block: bytes) -> AsyncIterator[bytes]:
 async def _finish(connection: asyncpg.Connection[asyncpg.Record], project_id: str, file: Checked) -> str:
     """Makes the project, and with it everything visible; returns a key."""
     known = await columns_of(connection, "projects")
-    row = {name: value for name, value in file.head["project"].items() if name in known}
+    row = {name: value for name, value in file.head.project.items() if name in known}
     types = ", ".join(f"{name} {known[name]}" for name in row)
     text = new_key(project_id)
     async with connection.transaction():
@@ -193,7 +193,7 @@ async def _finish(connection: asyncpg.Connection[asyncpg.Record], project_id: st
             f"INSERT INTO projects (project_id, forget_name, {', '.join(row)}) "  # noqa: S608 - names of the catalog
             f"SELECT $1, $2, {', '.join(row)} FROM json_to_record($3::json) AS r ({types})",
             project_id,
-            file.head["forget_name"],
+            file.head.forget_name,
             orjson.dumps(row).decode(),
         )
         await insert_api_key(connection, project_id, split_key(text), ALL_SCOPES, "first key", None)
