@@ -113,7 +113,9 @@ def invalid(
 ) -> OnefoldError:
     """An INVALID_ARGUMENT that lists every wrong field and sums them up in its message."""
     found = tuple(Violation(shortened(each.field), each.description) for each in violations)
-    fields = ", ".join(violation.field for violation in found[:3]) + (", ..." if len(found) > 3 else "")
+    fields = ", ".join(violation.field for violation in found[:3]) + (
+        f" and {len(found) - 3} more" if len(found) > 3 else ""
+    )
     message = f"{len(found)} field{'s are' if len(found) > 1 else ' is'} not valid: {fields}."
     return OnefoldError(Kind.INVALID_ARGUMENT, reason, message, violations=_as_fits(found))
 

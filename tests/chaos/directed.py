@@ -29,6 +29,7 @@ from chaos.places import bystanders
 from chaos.reads import STORED_TWICE, Reader
 from chaos.run import WRONG, Opened, load, opened_as
 from onefold.db.pool import WORKER_SETTINGS, Database
+from onefold.errors import OnefoldError, Reason
 from onefold.intents.doorbell import QUEUE_NAME
 from onefold.projects.bootstrap import ensure_project
 from onefold.workflows.run import run_intent
@@ -280,7 +281,7 @@ async def _hurry(url: str, project: str) -> None:
     """Has the work of a project come to its end, letting the time pass that moves wait for stragglers and leases."""
     database = await Database.connect(url, settings=WORKER_SETTINGS, connections=2)
     try:
-        for _ in range(10):
+        for _ in range(20):
 
             async def pass_time(connection: Any) -> list[UUID]:
                 await connection.execute(
@@ -295,11 +296,16 @@ async def _hurry(url: str, project: str) -> None:
                 )
                 return [row["intent_id"] for row in rows]
 
-            left = await database.transact(pass_time)
-            if not left:
-                return
-            for intent_id in left:
-                await run_intent(database, project, intent_id)
+            try:
+                left = await database.transact(pass_time)
+                if not left:
+                    return
+                for intent_id in left:
+                    await run_intent(database, project, intent_id)
+            except OnefoldError as error:
+                # A worker that began before holds what it is working at.
+                if error.reason is not Reason.LOCK_TIMEOUT:
+                    raise
     finally:
         await database.close()
 

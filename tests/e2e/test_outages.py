@@ -278,24 +278,42 @@ async def test_ten_times_the_load(servers: Servers) -> None:
             acknowledged: set[str] = set()
             refused: list[str] = []
 
-            async def burst(count: int) -> None:
-                async def call(event_id: str) -> None:
-                    event = NewEvent(anonymous_id="x", name="Viewed", event_id=event_id)
+            async def call(event_id: str) -> None:
+                request = TrackRequest(
+                    event=NewEvent(anonymous_id="x", name="Viewed", event_id=event_id), request_id=event_id
+                )
+                while True:
                     try:
-                        await client.events.Track(TrackRequest(event=event, request_id=event_id), timeout=10.0)
+                        await client.events.Track(request, timeout=10.0)
                         acknowledged.add(event_id)
                     except grpc.aio.AioRpcError as error:
+                        if read_failure(error).reason == "LOCK_TIMEOUT":
+                            continue
                         assert error.code() == EXHAUSTED
                         refused.append(read_failure(error).reason)
+                    return
 
+            async def burst(count: int) -> None:
                 first = len(acknowledged) + len(refused)
                 await asyncio.gather(*(call(f"{first + number}") for number in range(count)))
 
-            await burst(200)
+            async def overload() -> None:
+                """Nobody gets done before all others are refused."""
+                expected = len(refused) + 180
+
+                async def all_others_are_refused() -> bool:
+                    return len(refused) >= expected
+
+                async with asyncio.TaskGroup() as tasks:
+                    async with held(servers.postgres.url, ("LOCK TABLE anonymous_events IN SHARE MODE", ())):
+                        tasks.create_task(burst(200))
+                        await eventually(all_others_are_refused)
+
+            await overload()
             process = psutil.Process(server.process.pid)
             before = process.memory_info().rss
             for _ in range(10):
-                await burst(200)
+                await overload()
             assert set(refused) == {"SERVER_BUSY"}
             assert process.memory_info().rss - before < 50_000_000
             refused.clear()
