@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import grpc
 import pytest
 
 from conftest import MakeProject
+from onefold import failpoints
+from onefold.callers import Caller
 from onefold.db.pool import Database
 from onefold.errors import Kind, OnefoldError, Reason
 from onefold.limits import STREAM_KEY_CHECK_SECONDS
@@ -26,7 +29,7 @@ from onefold.v1.projects_service_pb2 import (
 from support.client import Client
 from support.methods import METHODS, REQUESTS, Names, Outcome, build, plain, send
 from support.owners import MINE, made_up, owner_of
-from support.probes import rows_of
+from support.probes import eventually, rows_of
 from support.world import World
 
 OK = grpc.StatusCode.OK
@@ -151,3 +154,60 @@ async def test_a_revoked_key_ends_on_other_servers_too(email_project: Client, da
     assert (refused.value.kind, refused.value.reason) == (Kind.UNAUTHENTICATED, Reason.API_KEY_INVALID)
     # An open stream asks again this often, and may then be told what was remembered just before.
     assert CACHE_SECONDS + STREAM_KEY_CHECK_SECONDS <= 30.0
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], asyncio.Event]]:
+    """The look-ups of keys that have begun, each of which waits until the event is set."""
+    begun: list[str] = []
+    go_on = asyncio.Event()
+
+    async def come_by(place: str, _connection: object) -> None:
+        if place == "find_api_key":
+            begun.append(place)
+            await go_on.wait()
+
+    monkeypatch.setattr(failpoints, "hook", come_by)
+    yield begun, go_on
+    go_on.set()
+
+
+async def test_calls_at_the_same_time_share_the_look_up_of_their_key(
+    email_project: Client, database: Database, looked_up: tuple[list[str], asyncio.Event]
+) -> None:
+    """F16: a hundred calls with a key that is not remembered look it up once, and the one that began it may go away."""
+    begun, go_on = looked_up
+    authenticator = Authenticator(database, b"secret")
+    calls = [asyncio.create_task(authenticator(email_project.key)) for _ in range(100)]
+    await eventually(lambda: true_of(begun))
+    calls[0].cancel()
+    go_on.set()
+    callers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(callers[0], asyncio.CancelledError)
+    assert {caller.project.project_id for caller in callers[1:] if isinstance(caller, Caller)} == {
+        email_project.project_id
+    }
+    assert len(begun) == 1
+
+
+async def test_a_look_up_that_meets_a_change_is_not_remembered(
+    email_project: Client, database: Database, looked_up: tuple[list[str], asyncio.Event]
+) -> None:
+    """F74: what was read of a key while its project changed may be what was there before: the next call reads again."""
+    begun, go_on = looked_up
+    authenticator = Authenticator(database, b"secret")
+    early = asyncio.create_task(authenticator(email_project.key))
+    await eventually(lambda: true_of(begun))
+    authenticator.forget(email_project.project_id)
+    late = asyncio.create_task(authenticator(email_project.key))
+    await eventually(lambda: true_of(begun[1:]))
+    go_on.set()
+    await asyncio.gather(early, late)
+    await authenticator(email_project.key)
+    # The late one's is remembered.
+    assert len(begun) == 2
+
+
+async def true_of(things: Sequence[object]) -> bool:
+    """Whether there are any."""
+    return bool(things)

@@ -1,13 +1,16 @@
 """Reading single profiles: calls that come at the same time share a statement.
 
 One statement is in flight for each project and kind of question; while it is, the next one gathers. It begins after
-whoever asks by it came, so it sees everything that was committed before. Alone, a call does not wait for company.
+whoever asks by it came, so it sees everything that was committed before.
+
+PostgreSQL answers before the next call of a busy server has been read, so the time of a statement gathers few. In
+company the next statement therefore waits until the event loop has had several turns without a new question: as long as
+it has calls to read, and no time at all when it has none. Alone, a call does not wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 from uuid import UUID
@@ -21,8 +24,9 @@ from onefold.identity.naming import Named
 
 # A profile may have 1 MB, and all those of a statement are in memory at once.
 _BATCH_PROFILES: Final = 32
-# How long a statement may wait for more calls.
-_GATHER_SECONDS: Final = 0.005
+# A call asks within this many turns of the event loop after the first that it takes part in. With half of them the
+# statements of 256 calls in flight hold 3 questions, with these 20.
+_QUIET_TURNS: Final = 8
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -57,6 +61,8 @@ class Shared(Generic[Question, Answer]):
         # By project, while one of its statements is in flight.
         self._waiting: dict[str, list[tuple[Question, asyncio.Future[Answer]]]] = {}
         self._readers: set[asyncio.Task[None]] = set()
+        # Whether calls have come together of late.
+        self._company = False
 
     async def ask(self, project: Project, question: Question) -> Answer:
         """The answer to one question. Raises its error, or what a read raises."""
@@ -75,19 +81,15 @@ class Shared(Generic[Question, Answer]):
     async def _answer_all(self, project: Project) -> None:
         """Works until nobody of the project waits."""
         waiting = self._waiting[project.project_id]
-        gather_seconds = 0.0
         try:
             while waiting:
-                if gather_seconds and len(waiting) < _BATCH_PROFILES:
-                    await asyncio.sleep(gather_seconds)
+                if self._company:
+                    await _come_together(waiting)
                 batch = [(question, answer) for question, answer in waiting[:_BATCH_PROFILES] if not answer.done()]
                 del waiting[:_BATCH_PROFILES]
-                began = time.monotonic()
                 if batch:
                     await self._answer(project, batch)
-                # After company the next one gathers for as long as this one took: the busier the server, the longer
-                # that is, and the more it saves.
-                gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
+                self._company = len(batch) > 1 or bool(waiting)
         finally:
             # Whatever ends this task, nobody waits for it any longer.
             del self._waiting[project.project_id]
@@ -116,3 +118,12 @@ class Shared(Generic[Question, Answer]):
                 answer.set_exception(result)
             else:
                 answer.set_result(result)
+
+
+async def _come_together(waiting: Sequence[object]) -> None:
+    """Lets the calls that are being read ask as well."""
+    quiet_turns = 0
+    while quiet_turns < _QUIET_TURNS and len(waiting) < _BATCH_PROFILES:
+        count = len(waiting)
+        await asyncio.sleep(0)
+        quiet_turns = quiet_turns + 1 if len(waiting) == count else 0

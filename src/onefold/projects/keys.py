@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import time
@@ -29,7 +30,8 @@ class Authenticator:
     """Finds the caller of a key, and remembers it for 10 s: a call costs no look-up of its own.
 
     Unknown keys are not remembered, and a key is remembered by its hash. While PostgreSQL is away, what is remembered
-    still holds until its time is over.
+    still holds until its time is over. Calls that need the same look-up at the same time share it: once in 10 s that is
+    all of them.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Authenticator:
         self._refused_ids = refused_ids
         self._forget_secret = forget_secret
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+        self._finding: dict[bytes, asyncio.Task[Caller]] = {}
 
     async def __call__(self, text: str) -> Caller:
         """The caller whose key this is. Raises UNAUTHENTICATED / API_KEY_INVALID."""
@@ -51,19 +54,38 @@ class Authenticator:
         known = self._known.get(digest)
         if known is not None and self._clock() < known[0]:
             return known[1]
+        finding = self._finding.get(digest)
+        if finding is None:
+            # A task of its own: it goes on if the call that began it is cancelled.
+            finding = self._finding[digest] = asyncio.create_task(self._find(text, digest), name="key look-up")
+            finding.add_done_callback(lambda task: self._found(digest, task))
+        return await asyncio.shield(finding)
+
+    async def _find(self, text: str, digest: bytes) -> Caller:
         key = split_key(text)
         caller = await self._database.read(lambda connection: store.find_caller(connection, key))
+        # Forgotten meanwhile, it may be what was true before: good for those who already waited, and not kept.
+        kept = self._finding.get(digest) is asyncio.current_task()
         if caller is None:
-            self._known.pop(digest, None)
+            if kept:
+                self._known.pop(digest, None)
             raise unauthenticated()
         project = replace(caller.project, forget_key=self._forget_key(caller.project), refused_ids=self._refused_ids)
         caller = replace(caller, project=project)
-        seconds = CACHE_SECONDS if caller.seconds_left is None else min(CACHE_SECONDS, caller.seconds_left)
-        self._known[digest] = (self._clock() + seconds, caller)
-        self._known.move_to_end(digest)
-        if len(self._known) > _CACHED_KEYS:
-            self._known.popitem(last=False)
+        if kept:
+            seconds = CACHE_SECONDS if caller.seconds_left is None else min(CACHE_SECONDS, caller.seconds_left)
+            self._known[digest] = (self._clock() + seconds, caller)
+            self._known.move_to_end(digest)
+            if len(self._known) > _CACHED_KEYS:
+                self._known.popitem(last=False)
         return caller
+
+    def _found(self, digest: bytes, task: asyncio.Task[Caller]) -> None:
+        if self._finding.get(digest) is task:
+            del self._finding[digest]
+        if not task.cancelled():
+            # If every call that waited was cancelled, nobody else asks for its error.
+            task.exception()
 
     def _forget_key(self, project: Project) -> bytes:
         # A key for each project, so that the hashes of one person in two projects have nothing in common.
@@ -71,6 +93,8 @@ class Authenticator:
 
     def forget(self, project_id: str) -> None:
         """Looks the callers of a project up again at their next call: a key or the project has changed."""
+        # Whose look-ups are under way is not known yet.
+        self._finding.clear()
         for digest, (_, caller) in list(self._known.items()):
             if caller.project.project_id == project_id:
                 del self._known[digest]

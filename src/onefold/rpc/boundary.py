@@ -21,7 +21,7 @@ import contextlib
 import contextvars
 import secrets
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -71,21 +71,19 @@ class Bounds:
 
 
 class _Places:
-    """So many calls, or streams, at a time."""
+    """So many calls, or streams, at a time: `with places` keeps one for as long as the block lasts."""
 
     def __init__(self, count: int) -> None:
         self._free = count
 
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Keeps a place for as long as the block lasts. Raises SERVER_BUSY if none is free."""
+    def __enter__(self) -> None:
+        """Raises SERVER_BUSY if none is free."""
         if self._free == 0:
             raise _busy()
         self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
+
+    def __exit__(self, *_fault: object) -> None:
+        self._free += 1
 
 
 class _NotNowError(Exception):
@@ -168,13 +166,14 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _guard(self, watch: MethodWatch, scope: Scope, handler: Handler) -> Handler:
         async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:  # noqa: RET503
-            call = watch.begin(context)
+            metadata = _metadata(context)
+            call = watch.begin(metadata.get("traceparent"))
             try:
                 if self._stopping.is_set():
                     raise _stopping()
-                with self._calls.one():
+                with self._calls:
                     async with asyncio.timeout(_seconds(context)):
-                        set_caller(who := await self._admit(context, scope))
+                        set_caller(who := await self._admit(metadata, scope))
                         call.project_id = who.project.project_id
                         request = await _only(context)
                         watch.counts.received += 1
@@ -197,13 +196,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         self, watch: MethodWatch, scope: Scope, handler: StreamHandler, *, takes_messages: bool
     ) -> Callable[[Any, Context], Any]:
         async def guarded(requests: AsyncIterator[Any], context: Context) -> None:
-            call = watch.begin(context)
+            metadata = _metadata(context)
+            call = watch.begin(metadata.get("traceparent"))
             try:
                 if self._stopping.is_set():
                     raise _stopping()
-                with self._streams.one():
+                with self._streams:
                     async with asyncio.timeout(context.time_remaining()):
-                        set_caller(who := await self._admit(context, scope))
+                        set_caller(who := await self._admit(metadata, scope))
                         call.project_id = who.project.project_id
                         self._rates.admit(who, scope, watch.method)
                         if takes_messages:
@@ -309,20 +309,17 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def _admit_again(self, context: Context, scope: Scope) -> Caller:
         """The caller of a stream as they are now. _NotNowError if that cannot be told, because the database is busy."""
         try:
-            return await self._admit(context, scope)
+            return await self._admit(_metadata(context), scope)
         except OnefoldError as error:
             if error.kind in (Kind.UNAVAILABLE, Kind.RESOURCE_EXHAUSTED):
                 # Nothing can be read or written just now either; the stream's own work will say so, or it passes.
                 raise _NotNowError from None
             raise
 
-    async def _admit(self, context: Context, scope: Scope) -> Caller:
-        key = ""
-        for name, value in context.invocation_metadata() or ():
-            if name == "authorization" and isinstance(value, str):
-                scheme, _, key = value.partition(" ")
-                if scheme.lower() != "bearer":
-                    key = ""
+    async def _admit(self, metadata: Mapping[str, str], scope: Scope) -> Caller:
+        scheme, _, key = metadata.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            key = ""
         if not key.strip():
             raise OnefoldError(
                 Kind.UNAUTHENTICATED,
@@ -338,6 +335,11 @@ class Boundary(grpc.aio.ServerInterceptor):
                 {"required_scope": scope},
             )
         return caller
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    """What came with the call, in words; of a name that came more than once the last."""
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 async def _only(context: Context) -> Any:

@@ -10,9 +10,8 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from google.protobuf.descriptor import FileDescriptor
 
 from onefold import logs
@@ -58,13 +57,9 @@ class MethodWatch:
         self.counts = metrics.method_counts(kind, service, name)
         self._handling = metrics.HANDLING.labels(kind, service, name)
 
-    def begin(self, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
-        """A call begins; its span becomes the current one."""
+    def begin(self, trace_parent: str | None) -> Call:
+        """A call begins, with the traceparent it came with; its span becomes the current one."""
         self.counts.started += 1
-        trace_parent = None
-        for name, value in context.invocation_metadata() or ():
-            if name == "traceparent" and isinstance(value, str):
-                trace_parent = value
         return Call(self, trace_parent)
 
     def ended(self, code: str, seconds: float) -> None:
