@@ -17,6 +17,7 @@ from onefold.embedded import EmbeddedError
 
 from .activating import activation_lag, activation_track_ratio
 from .activation import evaluating
+from .alongside import alongside
 from .client import Stage, open_stage
 from .disabling import disable_flatness, fanout_ratio
 from .figure import Figure, Target, table
@@ -96,6 +97,14 @@ MEASUREMENTS: Final = (
             "timeline_merge_flatness": Target("ratio", "at most", 3),
         },
         on_stage=timeline,
+    ),
+    Measurement(
+        {
+            "move_reads_p99": Target("ratio", "at most", 2),
+            "move_chunk_p99": Target("value", "at most", 200),
+            "move_lock_waits": Target("value", "at most", 0),
+        },
+        on_stage=alongside,
     ),
     Measurement({"disable_flatness": Target("ratio", "at most", 1.5)}, on_stage=disable_flatness),
     Measurement({"fanout_ratio": Target("ratio", "at least", 0.75)}, on_stage=fanout_ratio),

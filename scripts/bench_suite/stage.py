@@ -28,6 +28,7 @@ from onefold.embedded.account import server_account
 from onefold.projects.bootstrap import ensure_project
 
 PROJECT: Final = "bench"
+LOCK_WAIT_MILLISECONDS: Final = 50
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 20.0
 
@@ -57,6 +58,7 @@ class Processes:
     address: str
     api_key: str
     worker_pid: int
+    worker_http: str
     server_pid: int
     folder: Path
     environment: Mapping[str, str]
@@ -81,7 +83,17 @@ def processes() -> Iterator[Processes]:
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         # Autovacuum would fall into one measurement and not into the next. What it does is done between them instead.
-        postgres = EmbeddedPostgres.start(folder, durable=True, settings={"autovacuum": "off"})
+        postgres = EmbeddedPostgres.start(
+            folder,
+            durable=True,
+            settings={
+                "autovacuum": "off",
+                # Who waits longer than this for a lock stands in the log, and as whom.
+                "log_lock_waits": "on",
+                "deadlock_timeout": f"{LOCK_WAIT_MILLISECONDS}ms",
+                "log_line_prefix": "%a ",
+            },
+        )
         stack.callback(postgres.stop)
         valkey = EmbeddedValkey.start(folder)
         stack.callback(valkey.stop)
@@ -92,12 +104,15 @@ def processes() -> Iterator[Processes]:
             "ONEFOLD_DATABASE_URL": postgres.url(),
             "ONEFOLD_REDIS_URL": valkey.url,
         }
-        worker, _ = stack.enter_context(part(folder / "worker.log", ["work"], environment))
+        worker, told = stack.enter_context(part(folder / "worker.log", ["work", "--http-port", "0"], environment))
+        worker_http = "http://" + told.removeprefix("ready http ")
         server, said = stack.enter_context(part(folder / "server.log", ["serve", "--port", "0"], environment))
         asyncio.run(_wait_for_partitions(postgres.url()))
         os.kill(worker.pid, signal.SIGSTOP)
         address = said.removeprefix("ready ")
-        yield Processes(postgres.url(), valkey.url, address, api_key, worker.pid, server.pid, folder, environment)
+        yield Processes(
+            postgres.url(), valkey.url, address, api_key, worker.pid, worker_http, server.pid, folder, environment
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from uuid import UUID
 
 import asyncpg
 import grpc
@@ -26,6 +27,7 @@ from onefold.v1.identity_service_pb2 import IdentifyRequest
 from onefold.workflows import retention
 from onefold.workflows.retention import keep_partitions, purge
 from support.client import Client, email, failure, timestamp
+from support.merging import devices, get_merge, merge, profile, put, register, undo
 from support.probes import held, world_of
 from support.relocation import stages
 from support.world import World
@@ -108,6 +110,7 @@ async def clean(place: Place) -> AsyncIterator[Place]:
     wanted = {partition_name(day) for day in wanted_days(await place.world.now())} | {DEFAULT}
     made = [name for name in await place.partitions() if name not in wanted]
     tables = ["profiles", "identifiers", "events", "event_ids", "merges", "intents", "requests", "anonymous_events"]
+    tables += ["devices", "moves", "token_disables"]
     await place.run(f"TRUNCATE {', '.join(tables)}", *(f"DROP TABLE {name}" for name in made))
     await keep_partitions(place.world.database)
     yield place
@@ -305,6 +308,45 @@ async def test_purge_works_in_small_steps(clean: Place, monkeypatch: pytest.Monk
     # Ten ids, and the ten events, which have no partition of their own any more.
     assert await purge(clean.world.database) == 20
     assert await remembered(clean, client, "event_ids", "event_id") == []
+
+
+async def test_what_an_undo_needs_goes_with_its_30_days(clean: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I19, D5: until a merge's last minute the source and its devices come back; after that what was kept for it goes,
+    in small steps, while the target keeps what it was given and a source that came back keeps what is its own."""
+    monkeypatch.setattr(retention, "_PURGE_ROWS", 2)
+    client = await clean.make_client()
+    undone, merged, target = (email(f"{name}@example.com") for name in ("undone", "merged", "target"))
+    for who in (undone, merged, target):
+        await put(client, who)
+    for token in ("t1", "t2", "t3"):
+        await register(client, merged, token)
+    await register(client, undone, "own")
+    source_id = (await profile(client, merged)).profile_id
+    kept, taken_back = [(await merge(client, who, target)).merge.merge_id for who in (merged, undone)]
+    await clean.world.settle(client.project_id)
+
+    async def left() -> tuple[int, int]:
+        """How many of the source's devices are kept, and how many merges."""
+        count = "SELECT count(*) FROM devices WHERE project_id = $1 AND profile_id = $2"
+        snapshots = "SELECT count(*) FROM merges WHERE project_id = $1 AND snapshot IS NOT NULL"
+        return (
+            await clean.world.value(count, client.project_id, UUID(source_id)),
+            await clean.world.value(snapshots, client.project_id),
+        )
+
+    await clean.world.pass_time(client.project_id, 30 * DAY - timedelta(minutes=1))
+    await purge(clean.world.database)
+    assert await left() == (3, 2)
+    await undo(client, taken_back)
+    await clean.world.settle(client.project_id)
+    assert await devices(client, undone) == {"own": True}
+    await clean.world.pass_time(client.project_id, timedelta(minutes=3))
+    assert (await failure(undo(client, kept))).reason == "MERGE_NOT_UNDOABLE"
+    await purge(clean.world.database)
+    assert await left() == (0, 0)
+    assert await devices(client, undone) == {"own": True}
+    assert await devices(client, target) == {"t1": True, "t2": True, "t3": True}
+    assert (await get_merge(client, kept)).source_profile_id == source_id
 
 
 async def test_purge_spares_what_is_used_anew_meanwhile(clean: Place) -> None:

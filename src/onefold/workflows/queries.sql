@@ -772,15 +772,52 @@ WHERE
     )
     AND finish_time <= now() - :lifetime::interval;
 
+-- name: purge_copies
+-- Devices of profiles merged away more than 30 days ago, kept until then for an undo. Their tokens are with the target; who
+-- looks for the holders of one would pass by ever more of the dead. Before purge_snapshots, which tells whose they are.
+DELETE FROM devices
+WHERE
+    ctid = ANY(
+        ARRAY(
+            SELECT copies.ctid
+            FROM merges
+            INNER JOIN devices AS copies
+                ON merges.project_id = copies.project_id AND merges.source_profile_id = copies.profile_id
+            WHERE
+                merges.snapshot IS NOT NULL
+                AND merges.create_time <= now() - :lifetime::interval
+                AND NOT EXISTS (
+                    SELECT FROM profiles
+                    WHERE profiles.project_id = copies.project_id AND profiles.profile_id = copies.profile_id
+                )
+            LIMIT :count::integer
+        )
+    );
+
 -- name: purge_snapshots
--- Merges older than 30 days cannot be undone any more: what was kept for it goes.
+-- Merges older than 30 days cannot be undone any more: what was kept for it goes, the source's devices first.
 UPDATE merges
 SET snapshot = NULL
 WHERE
     ctid = ANY(
         ARRAY(
             SELECT merges.ctid FROM merges
-            WHERE merges.snapshot IS NOT NULL AND merges.create_time <= now() - :lifetime::interval
+            WHERE
+                merges.snapshot IS NOT NULL
+                AND merges.create_time <= now() - :lifetime::interval
+                AND (
+                    NOT EXISTS (
+                        SELECT FROM devices
+                        WHERE
+                            devices.project_id = merges.project_id AND devices.profile_id = merges.source_profile_id
+                    )
+                    OR EXISTS (
+                        SELECT FROM profiles
+                        WHERE
+                            profiles.project_id = merges.project_id
+                            AND profiles.profile_id = merges.source_profile_id
+                    )
+                )
             LIMIT :count::integer
         )
     )

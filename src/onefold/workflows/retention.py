@@ -1,5 +1,5 @@
 """What goes by itself: anonymous events after 30 days, answers by request_id after 24 hours, event ids after 35 days,
-triggers after 7 days, what visitors without a profile allowed after a year.
+triggers after 7 days, what visitors without a profile allowed after a year, what an undo would need after its 30 days.
 
 Reads hide each of these at the moment its time is over; here it is only removed from the disk.
 """
@@ -26,6 +26,8 @@ queries: Final = Queries("onefold.workflows")
 
 _PURGE_ROWS: Final = 2_000
 _PURGE_STEPS: Final = 500
+# An undo that began in its last second is over by then.
+_UNDO_OVER: Final = UNDO_PERIOD + timedelta(minutes=1)
 
 
 async def keep_partitions(database: Database) -> list[str]:
@@ -54,7 +56,8 @@ async def purge(database: Database) -> int:
         (queries.purge_triggers, TRIGGER_LIFETIME),
         (queries.purge_default_partition, ANONYMOUS_LIFETIME),
         (queries.purge_disables, UNDO_PERIOD),
-        (queries.purge_snapshots, UNDO_PERIOD),
+        (queries.purge_copies, _UNDO_OVER),
+        (queries.purge_snapshots, _UNDO_OVER),
         # A month of slack: an undo may want them back.
         (queries.purge_redirects, UNDO_PERIOD),
         (queries.purge_consents, CONSENT_LIFETIME),
