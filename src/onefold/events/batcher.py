@@ -21,6 +21,7 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError, Reason
 from onefold.events.ingest import Result, ingest
 from onefold.events.rules import Arrival
+from onefold.rpc.gathering import come_together
 from onefold.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Batcher:
             await self._arrived.wait()
             if gather_seconds and len(self._waiting) < _BATCH_EVENTS:
                 await asyncio.sleep(gather_seconds)
+                await come_together(self._waiting, _BATCH_EVENTS)
             batch: list[_Waiting] = []
             while self._waiting and len(batch) < _BATCH_EVENTS:
                 waiting = self._waiting.popleft()
@@ -98,8 +100,9 @@ class Batcher:
                 metrics.BATCH_EVENTS.observe(len(batch))
                 with tracing.shared_span("batch", (waiting.span for waiting in batch)):
                     await self._store(batch)
-            # After company the next batch gathers for as long as this one took to store: the busier the server, the
-            # longer that takes, and the more it saves. Alone, a call never waits.
+            # After company the next batch gathers for as long as this one took to store, and until the calls that are
+            # being read are in it: the busier the server, the longer that takes, and the more it saves. Alone, a call
+            # never waits.
             gather_seconds = min(time.monotonic() - began, _GATHER_SECONDS) if len(batch) > 1 else 0.0
 
     async def _store(self, batch: list[_Waiting]) -> None:

@@ -4,8 +4,7 @@ One statement is in flight for each project and kind of question; while it is, t
 whoever asks by it came, so it sees everything that was committed before.
 
 PostgreSQL answers before the next call of a busy server has been read, so the time of a statement gathers few. In
-company the next statement therefore waits until the event loop has had several turns without a new question: as long as
-it has calls to read, and no time at all when it has none. Alone, a call does not wait.
+company the next statement therefore waits for the calls that are being read. Alone, a call does not wait.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ from onefold.db.queries import Connection
 from onefold.errors import OnefoldError
 from onefold.identity import store
 from onefold.identity.naming import Named
+from onefold.rpc.gathering import come_together
 
 # A profile may have 1 MB, and all those of a statement are in memory at once.
 _BATCH_PROFILES: Final = 32
-# A call asks within this many turns of the event loop after the first that it takes part in. With half of them the
-# statements of 256 calls in flight hold 3 questions, with these 20.
-_QUIET_TURNS: Final = 8
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -84,7 +81,7 @@ class Shared(Generic[Question, Answer]):
         try:
             while waiting:
                 if self._company:
-                    await _come_together(waiting)
+                    await come_together(waiting, _BATCH_PROFILES)
                 batch = [(question, answer) for question, answer in waiting[:_BATCH_PROFILES] if not answer.done()]
                 del waiting[:_BATCH_PROFILES]
                 if batch:
@@ -118,12 +115,3 @@ class Shared(Generic[Question, Answer]):
                 answer.set_exception(result)
             else:
                 answer.set_result(result)
-
-
-async def _come_together(waiting: Sequence[object]) -> None:
-    """Lets the calls that are being read ask as well."""
-    quiet_turns = 0
-    while quiet_turns < _QUIET_TURNS and len(waiting) < _BATCH_PROFILES:
-        count = len(waiting)
-        await asyncio.sleep(0)
-        quiet_turns = quiet_turns + 1 if len(waiting) == count else 0
