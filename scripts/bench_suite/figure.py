@@ -51,7 +51,7 @@ class Figure:
                 "value": round(self.value, 3),
                 "unit": self.unit,
                 "floor": round(self.floor, 3),
-                "ratio": round(self.ratio, 3),
+                "ratio": round(self.ratio, 3) if self.floor else None,
             }
         )
 
