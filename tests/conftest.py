@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,12 @@ from onefold.server import serve
 from support.client import Client
 from support.folders import reachable_folder
 from support.world import World
+
+# Whoever has the tests run in the background, or by nohup, has them ignore these, and with them every process that is
+# started here.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # A run of CI judges the change, with the same examples every time; whoever runs the tests by hand looks for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)

@@ -106,14 +106,6 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(SOURCE), **changes}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hang_up() -> Iterator[None]:
-    """Whoever runs the tests by nohup ignores SIGHUP, and so would what is started here, as it should."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """A new folder that an unprivileged account can reach, which pytest's own temporary folders are not for root."""

@@ -14,7 +14,7 @@ from typing import Final
 from onefold.callers import REFUSED_IDS, Caller, Project
 from onefold.db.pool import Database
 from onefold.projects import store
-from onefold.projects.rules import KEY_PREFIX, secret_hash, split_key, unauthenticated
+from onefold.projects.rules import KEY_PREFIX, KeyText, secret_hash, split_key, unauthenticated
 
 # A revoked key, or a changed project, is noticed everywhere within this time.
 CACHE_SECONDS: Final = 10.0
@@ -54,15 +54,15 @@ class Authenticator:
         known = self._known.get(digest)
         if known is not None and self._clock() < known[0]:
             return known[1]
+        key = split_key(text)
         finding = self._finding.get(digest)
         if finding is None:
             # A task of its own: it goes on if the call that began it is cancelled.
-            finding = self._finding[digest] = asyncio.create_task(self._find(text, digest), name="key look-up")
+            finding = self._finding[digest] = asyncio.create_task(self._find(key, digest), name="key look-up")
             finding.add_done_callback(lambda task: self._found(digest, task))
         return await asyncio.shield(finding)
 
-    async def _find(self, text: str, digest: bytes) -> Caller:
-        key = split_key(text)
+    async def _find(self, key: KeyText, digest: bytes) -> Caller:
         caller = await self._database.read(lambda connection: store.find_caller(connection, key))
         # Forgotten meanwhile, it may be what was true before: good for those who already waited, and not kept.
         kept = self._finding.get(digest) is asyncio.current_task()
