@@ -36,11 +36,9 @@ async def alongside(stage: Stage) -> list[Figure]:
     The 99th percentile of a first page of 50 over that without a move; the 99th percentile of a chunk's time; and how
     many calls waited for a lock for more than 50 ms, as PostgreSQL's log tells.
     """
-    people = []
     for who, events in ((_SOURCE, EVENTS), (_TARGET, 50_000)):
         answer = await stage.identity.UpdateProfile(UpdateProfileRequest(identifiers=who), metadata=stage.metadata)
         await person_events(stage, answer.profile.profile_id, events)
-        people.append(answer.profile.profile_id)
     await stage.fresh("events", "profiles")
     idle_until = time.monotonic() + _IDLE_SECONDS
 

@@ -349,6 +349,26 @@ async def test_what_an_undo_needs_goes_with_its_30_days(clean: Place, monkeypatc
     assert (await get_merge(client, kept)).source_profile_id == source_id
 
 
+async def test_an_old_merge_that_was_undone_takes_nothing_from_a_young_one(clean: Place) -> None:
+    """I19, D5: who was merged, came back, and was merged again has its devices back from the second merge, too, though
+    the first one's 30 days are over in between."""
+    client = await clean.make_client()
+    source, first, second = (email(f"{name}@example.com") for name in ("source", "first", "second"))
+    for who in (source, first, second):
+        await put(client, who)
+    await register(client, source, "own")
+    await undo(client, (await merge(client, source, first)).merge.merge_id)
+    await clean.world.settle(client.project_id)
+    await clean.world.pass_time(client.project_id, 30 * DAY - timedelta(minutes=5))
+    young = (await merge(client, source, second)).merge.merge_id
+    await clean.world.settle(client.project_id)
+    await clean.world.pass_time(client.project_id, timedelta(minutes=10))
+    await purge(clean.world.database)
+    await undo(client, young)
+    assert await devices(client, source) == {"own": True}
+    assert await devices(client, second) == {}
+
+
 async def test_purge_spares_what_is_used_anew_meanwhile(clean: Place) -> None:
     """E3: an id whose time is over and that a call takes over just then is kept with its new time."""
     client = await clean.make_client()

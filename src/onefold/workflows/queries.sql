@@ -774,7 +774,8 @@ WHERE
 
 -- name: purge_copies
 -- Devices of profiles merged away more than 30 days ago, kept until then for an undo. Their tokens are with the target; who
--- looks for the holders of one would pass by ever more of the dead. Before purge_snapshots, which tells whose they are.
+-- looks for the holders of one would pass by ever more of the dead. A profile may have been merged before, and have come back:
+-- none of its merges may still be undone. Before purge_snapshots, which tells whose they are.
 DELETE FROM devices
 WHERE
     ctid = ANY(
@@ -790,12 +791,21 @@ WHERE
                     SELECT FROM profiles
                     WHERE profiles.project_id = copies.project_id AND profiles.profile_id = copies.profile_id
                 )
+                AND NOT EXISTS (
+                    SELECT FROM merges AS young
+                    WHERE
+                        young.project_id = copies.project_id
+                        AND young.source_profile_id = copies.profile_id
+                        AND young.undo_time IS NULL
+                        AND young.create_time > now() - :lifetime::interval
+                )
             LIMIT :count::integer
         )
     );
 
 -- name: purge_snapshots
--- Merges older than 30 days cannot be undone any more: what was kept for it goes, the source's devices first.
+-- Merges older than 30 days cannot be undone any more: what was kept for it goes, the source's devices first. One that was
+-- undone has nothing to wait for.
 UPDATE merges
 SET snapshot = NULL
 WHERE
@@ -806,7 +816,8 @@ WHERE
                 merges.snapshot IS NOT NULL
                 AND merges.create_time <= now() - :lifetime::interval
                 AND (
-                    NOT EXISTS (
+                    merges.undo_time IS NOT NULL
+                    OR NOT EXISTS (
                         SELECT FROM devices
                         WHERE
                             devices.project_id = merges.project_id AND devices.profile_id = merges.source_profile_id
